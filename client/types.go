@@ -92,14 +92,14 @@ type Grant struct {
 
 // RevokeResult is the answer to DELETE /v1/tasks/{id}/grants?destination=D.
 type RevokeResult struct {
-	Revoked   []string `json:"revoked"`   // the grants taken back, as destinations
-	Destroyed int      `json:"destroyed"` // sockets cut
+	Revoked   []string `json:"revoked"`           // the grants taken back, as destinations
+	Destroyed int      `json:"destroyed"`         // sockets cut
 	Warning   string   `json:"warning,omitempty"` // for example: a policy rule still allows it
 }
 
 // RuleCounters counts what one rule did for one task.
 type RuleCounters struct {
-	Rule    string `json:"rule"`              // the rule as written, or "(no rule)", "(loopback)", "(reply)"
+	Rule    string `json:"rule"` // the rule as written, or "(no rule)", "(loopback)", "(reply)"
 	ID      uint32 `json:"id"`
 	Allowed uint64 `json:"allowed"` // connections and first datagrams to a destination
 	Denied  uint64 `json:"denied"`
@@ -118,6 +118,35 @@ type EndResult struct {
 type EndRequest struct {
 	Drain  Duration `json:"drain,omitempty"`  // first wait this long for data already written
 	Reason string   `json:"reason,omitempty"` // for the audit log
+}
+
+// DrainRequest is the optional body of POST /v1/tasks/{id}/drain.
+type DrainRequest struct {
+	Drain Duration `json:"drain,omitempty"` // at most this long; the daemon's default when zero
+}
+
+// DrainResult says whether all data that the task had written was sent before
+// the time was over.
+type DrainResult struct {
+	Drained bool `json:"drained"`
+	Left    int  `json:"left,omitempty"` // sockets that still hold unsent data
+}
+
+// TaskFilter selects tasks in GET /v1/tasks. Empty fields select all.
+type TaskFilter struct {
+	Agent string    // ?agent=
+	State TaskState // ?state=
+}
+
+// AuditQuery selects records in GET /v1/audit. Empty fields select all.
+type AuditQuery struct {
+	Since   time.Time // ?since=, RFC 3339 or an age such as 10m
+	Task    string    // ?task=
+	Agent   string    // ?agent=
+	Verdict string    // ?verdict=allow, deny or would-deny
+	Kind    string    // ?kind=decision, task, grant, policy, daemon or lost
+	Limit   int       // ?limit=, the newest so many
+	Follow  bool      // ?follow=1, go on with records as they are made
 }
 
 // Policy is an agent's policy as the daemon holds it.
@@ -147,19 +176,19 @@ type AppliedPolicy struct {
 
 // Status is the daemon's own account of itself. GET /v1/status.
 type Status struct {
-	Ready     bool              `json:"ready"` // attached and enforcing
-	Version   string            `json:"version"`
-	PID       int               `json:"pid"`
-	Started   time.Time         `json:"started"`
-	Kernel    string            `json:"kernel"`
-	Cgroup    string            `json:"cgroup"`
-	Tasks     int               `json:"tasks"`
-	Policies  int               `json:"policies"`
-	Guards    []string          `json:"guards"` // cgroups with programs attached
-	Maps      []MapUsage        `json:"maps"`
-	Lost      uint64            `json:"lost"` // events dropped since the guard was created
-	Problems  []string          `json:"problems,omitempty"`
-	Paths     map[string]string `json:"paths"`
+	Ready    bool              `json:"ready"` // attached and enforcing
+	Version  string            `json:"version"`
+	PID      int               `json:"pid"`
+	Started  time.Time         `json:"started"`
+	Kernel   string            `json:"kernel"`
+	Cgroup   string            `json:"cgroup"`
+	Tasks    int               `json:"tasks"`
+	Policies int               `json:"policies"`
+	Guards   []string          `json:"guards"` // cgroups with programs attached
+	Maps     []MapUsage        `json:"maps"`
+	Lost     uint64            `json:"lost"` // events dropped since the guard was created
+	Problems []string          `json:"problems,omitempty"`
+	Paths    map[string]string `json:"paths"`
 }
 
 // MapUsage is how full one kernel map is.
@@ -182,7 +211,7 @@ type Check struct {
 // Record is one line of the audit log, in JSON Lines.
 type Record struct {
 	Time    time.Time `json:"time"`
-	Kind    string    `json:"kind"` // decision, task, grant, policy, daemon, lost
+	Kind    string    `json:"kind"`              // decision, task, grant, policy, daemon, lost
 	Action  string    `json:"action,omitempty"`  // kind task: begin, end; grant: add, revoke, expire; policy: apply, delete; daemon: start, stop, upgrade
 	Verdict string    `json:"verdict,omitempty"` // kind decision: allow, deny, would-deny (mode audit)
 	Reason  string    `json:"reason,omitempty"`
@@ -192,7 +221,7 @@ type Record struct {
 	Purpose string    `json:"purpose,omitempty"`
 	PID     uint32    `json:"pid,omitempty"`
 	UID     *uint32   `json:"uid,omitempty"`
-	Process string    `json:"process,omitempty"` // comm
+	Process string    `json:"process,omitempty"`     // comm
 	Dest    string    `json:"destination,omitempty"` // in DEST form, e.g. tcp://192.0.2.1:443
 	Rule    string    `json:"rule,omitempty"`
 	Hint    string    `json:"hint,omitempty"`  // the one command that would allow it
