@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/token"
+)
+
+const (
+	apiVersion = "agentguard.dev/v1alpha1"
+	kind       = "AgentPolicy"
+)
+
+// Parse reads a file of one or more AgentPolicy documents. It is all or nothing:
+// with an error there are no policies. The error joins an *Error for each thing
+// that is wrong in the file; file is only the name that they carry.
+//
+// Each policy that Parse returns also compiles.
+func Parse(file string, data []byte) ([]Policy, error) {
+	errs := &report{file: file}
+	parsed := parseYAML(data, errs)
+	if parsed == nil {
+		return nil, errs.err()
+	}
+	d := decoder{report: errs}
+	lines := strings.Split(string(data), "\n")
+	var policies []Policy
+	named := make(map[string]int)
+	for i, doc := range parsed.Docs {
+		if isEmpty(doc) {
+			continue
+		}
+		first, last := 1, len(lines)+1
+		if i > 0 && doc.Start != nil {
+			first = doc.Start.Position.Line
+		}
+		if i+1 < len(parsed.Docs) && parsed.Docs[i+1].Start != nil {
+			last = parsed.Docs[i+1].Start.Position.Line
+		}
+		p, at := d.policy(doc.Body)
+		p.Document = documentText(lines, first, last)
+		if line, ok := named[p.Name]; ok && p.Name != "" {
+			d.add(at, "metadata.name", "%q is also the name of the policy on line %d; names are unique", p.Name, line)
+		} else if at != nil {
+			named[p.Name] = at.Line
+		}
+		policies = append(policies, p)
+	}
+	if len(policies) == 0 && len(errs.errs) == 0 {
+		d.add(nil, "", "no policy; expected a document with apiVersion: %s and kind: %s", apiVersion, kind)
+	}
+	if err := errs.err(); err != nil {
+		return nil, err
+	}
+	return policies, nil
+}
+
+func isEmpty(doc *ast.DocumentNode) bool {
+	switch doc.Body.(type) {
+	case nil, *ast.NullNode, *ast.CommentGroupNode:
+		return true
+	}
+	return false
+}
+
+// policy decodes one document, and returns where its name stands.
+func (d *decoder) policy(body ast.Node) (p Policy, name *token.Position) {
+	p = Default("")
+	errors := len(d.errs) + d.more
+	var rules *token.Position
+	d.object(body, "", []string{"apiVersion", "kind", "metadata", "spec"}, fields{
+		"apiVersion": func(n ast.Node, path string) { d.constant(n, path, apiVersion) },
+		"kind":       func(n ast.Node, path string) { d.constant(n, path, kind) },
+		"metadata": func(n ast.Node, path string) {
+			d.object(n, path, []string{"name"}, fields{
+				"name": func(n ast.Node, path string) { p.Name, name = d.name(n, path), start(n) },
+			})
+		},
+		"spec": func(n ast.Node, path string) { rules = start(n); d.spec(n, path, &p) },
+	})
+	if len(d.errs)+d.more > errors {
+		return p, name
+	}
+	p.Rules = distinct(p.Rules)
+	in := make([]Input, len(p.Rules))
+	for i, r := range p.Rules {
+		in[i] = Input{Rule: r, ID: uint32(i)}
+	}
+	if _, err := Compile(in); err != nil {
+		d.add(rules, "spec", "%w", err)
+	}
+	return p, name
+}
+
+func (d *decoder) spec(n ast.Node, path string, p *Policy) {
+	var egress, ingress []Rule
+	d.object(n, path, nil, fields{
+		"mode": func(n ast.Node, path string) { p.Mode = choice(d, n, path, Enforce, Audit) },
+		"loopback": func(n ast.Node, path string) {
+			p.Loopback = choice(d, n, path, LoopbackTask, LoopbackHost, LoopbackNone)
+		},
+		"mptcp":     func(n ast.Node, path string) { p.MPTCP = d.allowed(n, path) },
+		"raw":       func(n ast.Node, path string) { p.Raw = d.allowed(n, path) },
+		"multicast": func(n ast.Node, path string) { p.Multicast = d.allowed(n, path) },
+		"maxTTL":    func(n ast.Node, path string) { p.MaxTTL = d.duration(n, path) },
+		"onEnd":     func(n ast.Node, path string) { p.OnEnd = choice(d, n, path, Kill, Leave) },
+		"egress":    func(n ast.Node, path string) { egress = d.rules(n, path, Egress, "to") },
+		"ingress":   func(n ast.Node, path string) { ingress = d.rules(n, path, Ingress, "from") },
+	})
+	p.Rules = append(egress, ingress...)
+}
+
+// rules decodes spec.egress or spec.ingress; key holds a rule's destinations.
+func (d *decoder) rules(n ast.Node, path string, dir Direction, key string) []Rule {
+	var rules []Rule
+	for i, item := range d.list(n, path, "rules, each with "+key) {
+		rule := Rule{Direction: dir}
+		d.object(item, index(path, i), []string{key}, fields{
+			key: func(n ast.Node, path string) { rule.To = d.destinations(n, path) },
+		})
+		rules = append(rules, rule)
+	}
+	return rules
+}
+
+func (d *decoder) destinations(n ast.Node, path string) []Destination {
+	items := d.list(n, path, `destinations in quotes, such as ["192.0.2.1:443"]`)
+	if items != nil && len(items) == 0 {
+		d.add(start(n), path, `empty list; expected at least one destination, such as "192.0.2.1:443"`)
+	}
+	out := make([]Destination, 0, len(items))
+	for i, item := range items {
+		text, ok := d.text(item, index(path, i), `a destination in quotes, such as "192.0.2.1:443" or "[2001:db8::/32]:443"`)
+		if !ok {
+			continue
+		}
+		dest, err := ParseDestination(text)
+		if err != nil {
+			d.add(start(item), index(path, i), "%w", err)
+			continue
+		}
+		out = append(out, dest)
+	}
+	return out
+}
+
+// name decodes metadata.name: a DNS label, so that it can name files, cgroups
+// and metrics without quoting.
+func (d *decoder) name(n ast.Node, path string) string {
+	const expected = "a name of at most 63 lower-case letters, digits and hyphens that starts and ends with a letter or digit"
+	text, ok := d.text(n, path, expected)
+	if ok && !ValidName(text) {
+		d.add(start(n), path, "%s; expected %s", quoteIfOdd(text), expected)
+		return ""
+	}
+	return text
+}
+
+// ValidName reports whether s can name a policy, and so an agent: 1 to 63
+// lower-case letters, digits and hyphens, with no hyphen at either end.
+func ValidName(s string) bool {
+	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	return strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}
+
+func (d *decoder) duration(n ast.Node, path string) time.Duration {
+	const expected = `a duration such as "90s", "30m" or "1h"`
+	text, ok := d.text(n, path, expected)
+	if !ok {
+		return 0
+	}
+	v, err := time.ParseDuration(text)
+	if err != nil || v <= 0 {
+		d.add(start(n), path, "%s; expected %s", quoteIfOdd(text), expected)
+		return 0
+	}
+	return v
+}
+
+// distinct returns rules without those that an earlier one equals.
+func distinct(rules []Rule) []Rule {
+	seen := make(map[string]bool, len(rules))
+	var out []Rule
+	for _, r := range rules {
+		if text := r.String(); !seen[text] {
+			seen[text] = true
+			out = append(out, r)
+		}
+	}
+	return out
+}
