@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm
+
+// Package is a Go package whose tests run in the guests, and what they need there besides busybox.
+type Package struct {
+	Path     string   // relative to the module, "./internal/loader"
+	Tools    []string // programs of the host, with their libraries: "nft", "ip"
+	Commands []string // programs of this module, put in the guest's PATH: "./cmd/agentguard"
+	Files    []string // further files and directories of this module, at the same relative place in the guest
+}
+
+// Packages returns what runs in every guest, in this order. A package's testdata comes along by itself, and its
+// tests run in the package's directory, as under go test.
+func Packages() []Package {
+	return []Package{
+		{Path: "./test/vm/smoke", Tools: []string{"ip", "nft"}},
+	}
+}
