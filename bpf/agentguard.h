@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the kernel half and the daemon both name: bpf2go makes the Go side of
+ * every type and enumeration here. Zero is always the value that denies.
+ * Times are nanoseconds of CLOCK_BOOTTIME; 0 as a deadline means none. */
+#pragma once
+
+#define MAX_RANGES 32 /* port ranges that one prefix entry can hold */
+
+enum state {
+	STATE_NONE, /* no task: deny */
+	STATE_LIVE,
+	STATE_DYING, /* only bare resets leave, while its sockets are destroyed */
+	STATE_DEAD,
+};
+
+enum mode {
+	MODE_ENFORCE,
+	MODE_AUDIT, /* decide, record, let through */
+};
+
+enum loopback {
+	LOOPBACK_NONE,
+	LOOPBACK_TASK, /* listeners of the task itself */
+	LOOPBACK_HOST, /* anybody's */
+};
+
+enum direction {
+	DIRECTION_EGRESS,  /* the port is the remote one */
+	DIRECTION_INGRESS, /* the port is the task's own; the peer began */
+};
+
+enum task_flag {
+	TASK_MPTCP = 1 << 0,
+	TASK_RAW = 1 << 1,
+	TASK_MULTICAST = 1 << 2,
+	TASK_UDPLITE = 1 << 3,
+	TASK_SCTP = 1 << 4,
+	TASK_DCCP = 1 << 5,
+	TASK_POLICY_PREFIXES = 1 << 6, /* the policy owns entries of `prefixes` */
+	TASK_GRANTS = 1 << 7,	       /* the task owns entries of `hosts` */
+	TASK_GRANT_PREFIXES = 1 << 8,  /* the task owns entries of `prefixes` */
+};
+
+enum guard_flag {
+	/* A cgroup above the guard rewrites destinations in its own connect
+	 * hooks (a socket-level load balancer): the socket then holds an
+	 * address that nobody asked for, so what was asked is remembered. */
+	GUARD_REWRITTEN = 1 << 0,
+};
+
+enum namespace_flag {
+	NAMESPACE_TRUSTED = 1 << 0, /* its NAT is the operator's, not the task's */
+};
+
+/* Rule ids that are not rules of a policy. */
+enum rule {
+	RULE_NONE,
+	RULE_LOOPBACK,
+	RULE_REPLY,
+	RULE_FIRST = 16, /* the first one that the daemon gives out */
+};
+
+enum verdict {
+	VERDICT_DENY,
+	VERDICT_ALLOW,
+	VERDICT_WOULD_DENY, /* mode audit */
+};
+
+enum reason {
+	REASON_NONE,
+	REASON_RULE,	     /* allowed by `rule` */
+	REASON_LOOPBACK,     /* allowed: the task's own listener, or loopback: host */
+	REASON_REPLY,	     /* allowed: the peer began, and may */
+	REASON_NO_TASK,	     /* the cgroup belongs to no task */
+	REASON_ENDED,	     /* the task has ended */
+	REASON_EXPIRED,	     /* the task's deadline has passed */
+	REASON_NO_RULE,	     /* no rule names the destination */
+	REASON_RULE_EXPIRED, /* the rule's own deadline has passed */
+	REASON_NOT_OWN,	     /* a loopback listener that is not the task's */
+	REASON_INGRESS,	     /* a peer began, and no ingress rule names it */
+	REASON_SOCKET,	     /* a kind of socket that the policy does not allow */
+	REASON_OPTION,	     /* a socket option that changes where packets go */
+	REASON_ROUTED,	     /* source route or routing header */
+	REASON_FRAGMENT,     /* a later fragment: its ports cannot be known */
+	REASON_MALFORMED,    /* headers that cannot be read */
+};
+
+enum hook {
+	HOOK_NONE,
+	HOOK_CONNECT,
+	HOOK_SENDMSG,
+	HOOK_SOCK_CREATE,
+	HOOK_SETSOCKOPT,
+	HOOK_EGRESS,
+};
+
+enum stat {
+	STAT_EVENTS_LOST,   /* ring buffer full */
+	STAT_COUNTERS_FULL, /* decisions and packets not counted: map full */
+	STAT_NO_TASK,	    /* denied below a guard, outside any task */
+	STAT_DENIED,	    /* all denials */
+	STAT_COUNT,
+};
+
+/* What a guard's programs need to know of the cgroup they hang at. */
+struct guard {
+	__u32 level; /* depth at which tasks stand below the cgroup2 root */
+	__u32 flags; /* enum guard_flag */
+};
+
+struct task {
+	__u64 deadline;
+	__u32 number; /* owner of its grants, and its name in counters and events */
+	__u32 policy; /* owner of its policy's compiled rules */
+	__u32 flags;  /* enum task_flag */
+	__u8 state;
+	__u8 mode;
+	__u8 loopback;
+	__u8 pad;
+};
+
+/* One end of a flow as rules see it: IPv4 is ::ffff:a.b.c.d, ports are in host
+ * order and 0 for ICMP, ICMPv6 is ICMP, MPTCP is TCP. */
+struct flow {
+	__u32 addr[4]; /* network order */
+	__u16 port;
+	__u8 proto;
+	__u8 direction;
+};
+
+/* Key of `hosts`. */
+struct host {
+	__u32 owner; /* a policy version or a task */
+	struct flow flow;
+};
+
+struct permit {
+	__u64 deadline;
+	__u32 rule;
+	__u32 pad;
+};
+
+/* Key of `prefixes`. */
+struct prefix {
+	__u32 bits; /* of owner and address together: 32 + prefix length */
+	__u32 owner;
+	__u32 addr[4];
+};
+
+/* An empty range (proto 0) ends the list. */
+struct range {
+	__u64 deadline;
+	__u32 rule;
+	__u16 low;
+	__u16 high;
+	__u8 proto;
+	__u8 direction;
+	__u8 pad[6];
+};
+
+struct ranges {
+	struct range of[MAX_RANGES];
+};
+
+struct counter_key {
+	__u32 task;
+	__u32 rule;
+};
+
+struct counter {
+	__u64 allowed;
+	__u64 denied;
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* Key of `local_addrs`. */
+struct local_addr {
+	__u64 netns; /* cookie */
+	__u32 addr[4];
+};
+
+/* What a socket remembers. `connected` is kept only where the socket itself
+ * cannot tell (GUARD_REWRITTEN); a port of 0 with proto 0 means none. */
+struct memo {
+	struct flow connected;
+	struct flow sent; /* last destination allowed by sendmsg */
+	__u32 accepted;	  /* the peer began */
+};
+
+struct event {
+	__u64 time;
+	__u64 cgroup;
+	__u64 cookie; /* of the socket */
+	__u64 netns;
+	__u32 task;
+	__u32 rule;
+	__u32 pid; /* 0 where the hook cannot know */
+	__u32 uid;
+	struct flow flow;
+	__u32 detail; /* sock_create: type << 16 | protocol; setsockopt: level << 16 | option */
+	__u8 verdict;
+	__u8 reason;
+	__u8 hook;
+	__u8 mode;
+	char comm[16];
+	__u32 pad;
+};
+
+/* One socket of a task, as the iterators report it. Addresses are in network
+ * order, in the family's own form; ports in host order. */
+struct socket {
+	__u64 cgroup;
+	__u32 task;
+	__u32 unsent; /* bytes written and not yet acknowledged, TCP only */
+	__u32 local[4];
+	__u32 remote[4];
+	__u16 local_port;
+	__u16 remote_port;
+	__u32 ifindex;
+	__u8 family;
+	__u8 proto;
+	__u8 state;
+	__u8 cut;	/* enum reason, if it is to be destroyed, else 0 */
+	__u8 destroyed; /* by the iterator itself */
+	__u8 pad[3];
+};

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* May this task send to that address? The one place that knows; the stubs
+ * only translate. Nothing here knows an address family. */
+#pragma once
+
+struct decision {
+	__u32 rule;
+	__u8 reason;
+	__u8 allow; /* not bool: its 0 or 1 is a promise that the verifier cannot see */
+};
+
+static __always_inline void stat_add(__u32 which)
+{
+	__u64 *count = bpf_map_lookup_elem(&stats, &which);
+
+	if (count)
+		*count += 1;
+}
+
+static __always_inline bool passed(__u64 deadline)
+{
+	return deadline && bpf_ktime_get_boot_ns() >= deadline;
+}
+
+static __always_inline bool is_mapped(const __u32 addr[4])
+{
+	return addr[0] == 0 && addr[1] == 0 && addr[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline void map_ipv4(__u32 addr[4], __be32 ipv4)
+{
+	addr[0] = 0;
+	addr[1] = 0;
+	addr[2] = bpf_htonl(0xffff);
+	addr[3] = ipv4;
+}
+
+/* 127.0.0.0/8 and ::1 */
+static __always_inline bool is_loopback(const __u32 addr[4])
+{
+	if (is_mapped(addr))
+		return (addr[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return addr[0] == 0 && addr[1] == 0 && addr[2] == 0 && addr[3] == bpf_htonl(1);
+}
+
+/* Multicast and the broadcast addresses that need no routing table to tell:
+ * one packet, any number of receivers, whoever they are. */
+static __always_inline bool is_many(const __u32 addr[4])
+{
+	if (is_mapped(addr))
+		return (addr[3] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) ||
+		       addr[3] == bpf_htonl(0xffffffff) || addr[3] == bpf_htonl(0x7fffffff);
+	return (addr[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+/* Connecting to the unspecified address is connecting to oneself. */
+static __always_inline void resolve_any(__u32 addr[4])
+{
+	if (addr[0] || addr[1])
+		return;
+	if (addr[2] == bpf_htonl(0xffff) && !addr[3])
+		addr[3] = bpf_htonl(0x7f000001);
+	else if (!addr[2] && !addr[3])
+		addr[3] = bpf_htonl(1);
+}
+
+static __always_inline bool permitted(const struct permit *permit, struct decision *d)
+{
+	if (!permit)
+		return false;
+	if (passed(permit->deadline)) {
+		d->reason = REASON_RULE_EXPIRED;
+		return false;
+	}
+	d->rule = permit->rule;
+	return true;
+}
+
+/* Asks the longest prefix only: the compiler has merged into each entry what
+ * covers it. Functions that are not static are verified once, by themselves,
+ * not once per call: that keeps loading fast. */
+__noinline int in_prefixes(__u32 owner, const struct flow *flow, struct decision *d)
+{
+	struct prefix key = {.bits = 160, .owner = owner};
+	struct ranges *ranges;
+
+	if (!flow || !d)
+		return false;
+	__builtin_memcpy(key.addr, flow->addr, sizeof(key.addr));
+	ranges = bpf_map_lookup_elem(&prefixes, &key);
+	if (!ranges)
+		return false;
+	for (int i = 0; i < MAX_RANGES; i++) {
+		const struct range *r = &ranges->of[i];
+
+		if (!r->proto)
+			break;
+		if (r->proto != flow->proto || r->direction != flow->direction ||
+		    flow->port < r->low || flow->port > r->high)
+			continue;
+		if (passed(r->deadline)) {
+			d->reason = REASON_RULE_EXPIRED;
+			continue;
+		}
+		d->rule = r->rule;
+		return true;
+	}
+	return false;
+}
+
+/* What is asked after the policy's exact addresses: the task's own grants and
+ * the prefixes of both. */
+__noinline int find_further(__u32 policy, __u32 number, __u32 flags, const struct flow *flow,
+			    struct decision *d)
+{
+	struct host key = {.owner = number};
+
+	if (!flow || !d)
+		return false;
+	key.flow = *flow;
+	if (flags & TASK_GRANTS && permitted(bpf_map_lookup_elem(&hosts, &key), d))
+		return true;
+	if (flags & TASK_POLICY_PREFIXES && in_prefixes(policy, flow, d))
+		return true;
+	return flags & TASK_GRANT_PREFIXES && in_prefixes(number, flow, d);
+}
+
+#define FURTHER (TASK_GRANTS | TASK_POLICY_PREFIXES | TASK_GRANT_PREFIXES)
+
+/* There are only allowing rules, so the first that holds decides. */
+static __always_inline bool find_rule(const struct task *task, const struct flow *flow,
+				      struct decision *d)
+{
+	struct host key = {.owner = task->policy, .flow = *flow};
+
+	if (!permitted(bpf_map_lookup_elem(&hosts, &key), d) &&
+	    !(task->flags & FURTHER &&
+	      find_further(task->policy, task->number, task->flags, flow, d)))
+		return false;
+	d->reason = REASON_RULE;
+	d->allow = true;
+	return true;
+}
+
+/* Whether the task may act at all; fills the reason if not. */
+static __always_inline bool is_live(const struct task *task, struct decision *d)
+{
+	if (!task) /* deny: a cgroup below the guard that is no task */
+		d->reason = REASON_NO_TASK;
+	else if (task->state != STATE_LIVE)
+		d->reason = REASON_ENDED;
+	else if (passed(task->deadline))
+		d->reason = REASON_EXPIRED;
+	else
+		return true;
+	return false;
+}
+
+static __always_inline void judge(const struct task *task, const struct flow *flow,
+				  struct decision *d)
+{
+	if (!is_live(task, d))
+		return;
+	d->reason = REASON_NO_RULE; /* deny unless a rule is found */
+	find_rule(task, flow, d);
+}

@@ -1,0 +1,345 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The hooks in front of packets: they give the caller an errno at once and
+ * know the process. In all of them 1 allows and 0 is EPERM. */
+#pragma once
+
+enum { DENY = 0, ALLOW = 1 };
+
+#define EPROTONOSUPPORT 93
+
+static __always_inline bool is_multipath(__u32 protocol)
+{
+	return protocol == IPPROTO_MPTCP_SOCKET;
+}
+
+static __always_inline __u8 rule_protocol(__u32 protocol)
+{
+	if (is_multipath(protocol))
+		return IPPROTO_TCP;
+	if (protocol == IPPROTO_ICMPV6)
+		return IPPROTO_ICMP;
+	return protocol;
+}
+
+static __always_inline bool same_flow(const struct flow *a, const struct flow *b)
+{
+	return a->addr[0] == b->addr[0] && a->addr[1] == b->addr[1] && a->addr[2] == b->addr[2] &&
+	       a->addr[3] == b->addr[3] && a->port == b->port && a->proto == b->proto;
+}
+
+/* No rule names the address, but it is this machine's own: reaching a
+ * listener of the task is its own affair, and where nobody listens the kernel
+ * refuses by itself. Egress has the last word, with the whole tuple. */
+static __always_inline void judge_local(struct bpf_sock_addr *ctx, const struct task *task,
+					const struct flow *flow, const struct guard *guard,
+					__u64 cgroup, __u64 netns, struct decision *d)
+{
+	struct bpf_sock_tuple tuple = {};
+	__u32 anybody[4] = {};
+	__u32 length;
+
+	if (!is_loopback(flow->addr)) {
+		struct local_addr key = {.netns = netns};
+
+		__builtin_memcpy(key.addr, flow->addr, sizeof(key.addr));
+		if (!bpf_map_lookup_elem(&local_addrs, &key))
+			return;
+	}
+	d->reason = REASON_NOT_OWN;
+	if (task->loopback == LOOPBACK_NONE || is_many(flow->addr))
+		return;
+	if (flow->proto != IPPROTO_TCP && flow->proto != IPPROTO_UDP)
+		return;
+	if (task->loopback == LOOPBACK_TASK) {
+		length = tuple_of(&tuple, anybody, 0, flow);
+		if (receiver(ctx, flow->proto, &tuple, length, guard->level, cgroup) == OWNER_OTHER)
+			return;
+	}
+	d->rule = RULE_LOOPBACK;
+	d->reason = REASON_LOOPBACK;
+	d->allow = true;
+}
+
+/* Remembers the destination that the socket was allowed, for egress to fall
+ * back on behind the host's own NAT. True if it is a new one. */
+static __always_inline bool remember(struct bpf_sock_addr *ctx, const struct guard *guard,
+				     const struct flow *flow, __u8 hook)
+{
+	struct memo *memo;
+	__u64 flags = BPF_SK_STORAGE_GET_F_CREATE;
+
+	if (!ctx->sk)
+		return true;
+	if (hook == HOOK_CONNECT) {
+		if (!(guard->flags & GUARD_REWRITTEN))
+			return true; /* the socket itself holds it */
+		memo = bpf_sk_storage_get(&memos, ctx->sk, 0, flags);
+		if (memo)
+			memo->connected = *flow;
+		return true;
+	}
+	memo = bpf_sk_storage_get(&memos, ctx->sk, 0, flags);
+	if (!memo)
+		return true;
+	if (same_flow(&memo->sent, flow))
+		return false;
+	memo->sent = *flow;
+	return true;
+}
+
+static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow *flow, __u8 hook)
+{
+	struct guard *guard = bpf_get_local_storage(&guards, 0);
+	struct sock *sk = untyped(ctx->sk);
+	struct decision d = {};
+	struct scene scene = {.hook = hook, .has_process = true};
+	struct task *task;
+
+	resolve_any(flow->addr);
+	flow->proto = rule_protocol(ctx->protocol);
+	if (flow->proto == IPPROTO_ICMP)
+		flow->port = 0;
+
+	scene.cgroup = ancestor_id(cgroup_of(sk), guard->level);
+	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);
+	judge(task, flow, &d);
+	scene.netns = netns_of(sk);
+	if (!d.allow && task && d.reason == REASON_NO_RULE)
+		judge_local(ctx, task, flow, guard, scene.cgroup, scene.netns, &d);
+
+	if (d.allow && !remember(ctx, guard, flow, hook))
+		return ALLOW; /* a further datagram of a flow on record */
+	scene.cookie = bpf_get_socket_cookie(ctx);
+	count_decision(task, &d);
+	report(task, flow, &d, &scene);
+	if (!d.allow && task && task->mode == MODE_AUDIT) {
+		remember(ctx, guard, flow, hook);
+		return ALLOW;
+	}
+	return d.allow ? ALLOW : DENY;
+}
+
+static __always_inline int decide_ipv4(struct bpf_sock_addr *ctx, __u8 hook)
+{
+	struct flow flow = {.port = bpf_ntohs(ctx->user_port)};
+
+	map_ipv4(flow.addr, ctx->user_ip4);
+	return decide_address(ctx, &flow, hook);
+}
+
+static __always_inline int decide_ipv6(struct bpf_sock_addr *ctx, __u8 hook)
+{
+	struct flow flow = {.port = bpf_ntohs(ctx->user_port)};
+
+	flow.addr[0] = ctx->user_ip6[0];
+	flow.addr[1] = ctx->user_ip6[1];
+	flow.addr[2] = ctx->user_ip6[2];
+	flow.addr[3] = ctx->user_ip6[3];
+	return decide_address(ctx, &flow, hook);
+}
+
+SEC("cgroup/connect4")
+int ag_connect4(struct bpf_sock_addr *ctx)
+{
+	return decide_ipv4(ctx, HOOK_CONNECT);
+}
+
+SEC("cgroup/connect6")
+int ag_connect6(struct bpf_sock_addr *ctx)
+{
+	return decide_ipv6(ctx, HOOK_CONNECT);
+}
+
+SEC("cgroup/sendmsg4")
+int ag_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return decide_ipv4(ctx, HOOK_SENDMSG);
+}
+
+SEC("cgroup/sendmsg6")
+int ag_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return decide_ipv6(ctx, HOOK_SENDMSG);
+}
+
+/* The task of a hook that has no address, and the refusal that all share. */
+static __always_inline int refuse(const struct task *task, struct scene *scene, __u8 reason)
+{
+	struct decision d = {.reason = reason};
+	struct flow flow = {};
+
+	scene->has_process = true;
+	count_decision(task, &d);
+	report(task, &flow, &d, scene);
+	return task && task->mode == MODE_AUDIT ? ALLOW : DENY;
+}
+
+/* A list of what is allowed, so that a kind of socket that a later kernel
+ * brings is denied. Without a task only what the other hooks judge again. */
+static __always_inline bool kind_allowed(__u32 type, __u32 protocol, __u32 flags)
+{
+	switch (type) {
+	case SOCK_STREAM:
+		if (protocol == IPPROTO_TCP)
+			return true;
+		if (is_multipath(protocol))
+			return flags & TASK_MPTCP;
+		return protocol == IPPROTO_SCTP && flags & TASK_SCTP;
+	case SOCK_DGRAM:
+		if (protocol == IPPROTO_UDP || protocol == IPPROTO_ICMP ||
+		    protocol == IPPROTO_ICMPV6)
+			return true;
+		return protocol == IPPROTO_UDPLITE && flags & TASK_UDPLITE;
+	case SOCK_SEQPACKET:
+		return protocol == IPPROTO_SCTP && flags & TASK_SCTP;
+	case SOCK_DCCP:
+		return protocol == IPPROTO_DCCP && flags & TASK_DCCP;
+	case SOCK_RAW:
+		return flags & TASK_RAW;
+	default:
+		return false;
+	}
+}
+
+SEC("cgroup/sock_create")
+int ag_sock_create(struct bpf_sock *ctx)
+{
+	struct guard *guard = bpf_get_local_storage(&guards, 0);
+	struct sock *sk = untyped(ctx);
+	struct scene scene = {.hook = HOOK_SOCK_CREATE};
+	struct task *task;
+	__u32 flags = 0;
+	int verdict;
+
+	scene.cgroup = ancestor_id(cgroup_of(sk), guard->level);
+	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);
+	if (task)
+		flags = task->flags;
+	if (kind_allowed(ctx->type, ctx->protocol, flags))
+		return ALLOW;
+	scene.netns = netns_of(sk);
+	scene.detail = ctx->type << 16 | (ctx->protocol & 0xffff);
+	verdict = refuse(task, &scene, REASON_SOCKET);
+	/* Programs that prefer MPTCP fall back to TCP on this errno. */
+	if (verdict == DENY && is_multipath(ctx->protocol))
+		bpf_set_retval(-EPROTONOSUPPORT);
+	return verdict;
+}
+
+enum {
+	SOL_IP = 0,
+	SOL_SOCKET = 1,
+	SOL_IPV6 = 41,
+};
+
+/* Options that no header for BPF names, with the values of the kernel's ABI. */
+enum {
+	OPT_IP_OPTIONS = 4,
+	OPT_IP_FREEBIND = 15,
+	OPT_IP_TRANSPARENT = 19,
+	OPT_IP_ADD_MEMBERSHIP = 35,
+	OPT_IP_ADD_SOURCE_MEMBERSHIP = 39,
+	OPT_IP_MSFILTER = 41,
+	OPT_MCAST_JOIN_GROUP = 42,
+	OPT_MCAST_JOIN_SOURCE_GROUP = 46,
+	OPT_MCAST_MSFILTER = 48,
+	OPT_IPV6_2292PKTOPTIONS = 6,
+	OPT_IPV6_2292RTHDR = 5,
+	OPT_IPV6_ADD_MEMBERSHIP = 20,
+	OPT_IPV6_JOIN_ANYCAST = 27,
+	OPT_IPV6_RTHDR = 57,
+	OPT_IPV6_TRANSPARENT = 75,
+	OPT_IPV6_FREEBIND = 78,
+	OPT_SO_ATTACH_REUSEPORT_CBPF = 51,
+	OPT_SO_ATTACH_REUSEPORT_EBPF = 52,
+};
+
+enum option_kind {
+	OPTION_HARMLESS,
+	OPTION_REFUSED,	 /* routes elsewhere, forges a source, takes another's traffic */
+	OPTION_MULTICAST, /* makes the kernel send reports with bits of the task's choice */
+};
+
+static __always_inline enum option_kind option_kind(__s32 level, __s32 name)
+{
+	switch (level) {
+	case SOL_IP:
+		switch (name) {
+		case OPT_IP_OPTIONS:
+		case OPT_IP_FREEBIND:
+		case OPT_IP_TRANSPARENT:
+			return OPTION_REFUSED;
+		case OPT_IP_ADD_MEMBERSHIP:
+		case OPT_IP_ADD_SOURCE_MEMBERSHIP:
+		case OPT_IP_MSFILTER:
+		case OPT_MCAST_JOIN_GROUP:
+		case OPT_MCAST_JOIN_SOURCE_GROUP:
+		case OPT_MCAST_MSFILTER:
+			return OPTION_MULTICAST;
+		}
+		return OPTION_HARMLESS;
+	case SOL_IPV6:
+		switch (name) {
+		case OPT_IPV6_2292PKTOPTIONS:
+		case OPT_IPV6_2292RTHDR:
+		case OPT_IPV6_RTHDR:
+		case OPT_IPV6_TRANSPARENT:
+		case OPT_IPV6_FREEBIND:
+			return OPTION_REFUSED;
+		case OPT_IPV6_ADD_MEMBERSHIP:
+		case OPT_IPV6_JOIN_ANYCAST:
+		case OPT_MCAST_JOIN_GROUP:
+		case OPT_MCAST_JOIN_SOURCE_GROUP:
+		case OPT_MCAST_MSFILTER:
+			return OPTION_MULTICAST;
+		}
+		return OPTION_HARMLESS;
+	case SOL_SOCKET:
+		if (name == OPT_SO_ATTACH_REUSEPORT_CBPF || name == OPT_SO_ATTACH_REUSEPORT_EBPF)
+			return OPTION_REFUSED;
+		return OPTION_HARMLESS;
+	default:
+		return OPTION_HARMLESS;
+	}
+}
+
+SEC("cgroup/setsockopt")
+int ag_setsockopt(struct bpf_sockopt *ctx)
+{
+	enum option_kind kind = option_kind(ctx->level, ctx->optname);
+	struct guard *guard;
+	struct scene scene = {.hook = HOOK_SETSOCKOPT};
+	struct task *task;
+	struct sock *sk;
+	__s32 length = ctx->optlen;
+
+	/* 0 leaves the caller's own value in force, of any length. So what is
+	 * judged here is never the value, which could change afterwards. */
+	ctx->optlen = 0;
+	if (kind == OPTION_HARMLESS || length == 0)
+		return ALLOW;
+
+	guard = bpf_get_local_storage(&guards, 0);
+	sk = untyped(ctx->sk);
+	scene.cgroup = ancestor_id(cgroup_of(sk), guard->level);
+	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);
+	if (kind == OPTION_MULTICAST && task && task->flags & TASK_MULTICAST)
+		return ALLOW;
+	scene.netns = netns_of(sk);
+	scene.detail = ctx->level << 16 | ctx->optname;
+	return refuse(task, &scene, REASON_OPTION);
+}
+
+/* Marks what a peer began, so that egress can tell a reply. */
+SEC("sockops")
+int ag_sock_ops(struct bpf_sock_ops *ctx)
+{
+	struct memo *memo;
+
+	if (ctx->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || !ctx->sk)
+		return ALLOW;
+	memo = bpf_sk_storage_get(&memos, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (memo)
+		memo->accepted = 1;
+	return ALLOW; /* without the mark its packets are judged as egress: deny */
+}

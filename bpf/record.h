@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Counting and reporting. Neither ever changes a verdict. */
+#pragma once
+
+/* A denial wakes the reader, but not more often than this: the reader also
+ * polls. An allowed connect never does: a wake-up costs half a connect. */
+#define WAKE_INTERVAL 10000000ULL /* ns */
+
+static __u64 last_wake;
+
+static __always_inline struct counter *counter_of(__u32 task, __u32 rule)
+{
+	struct counter_key key = {.task = task, .rule = rule};
+	struct counter *counter = bpf_map_lookup_elem(&counters, &key);
+	struct counter zero = {};
+
+	if (counter)
+		return counter;
+	bpf_map_update_elem(&counters, &key, &zero, BPF_NOEXIST);
+	counter = bpf_map_lookup_elem(&counters, &key);
+	if (!counter)
+		stat_add(STAT_COUNTERS_FULL);
+	return counter;
+}
+
+static __always_inline void count_decision(const struct task *task, const struct decision *d)
+{
+	struct counter *counter;
+
+	if (!d->allow) {
+		stat_add(STAT_DENIED);
+		if (!task) {
+			stat_add(STAT_NO_TASK);
+			return;
+		}
+	}
+	if (!task)
+		return;
+	counter = counter_of(task->number, d->rule);
+	if (counter)
+		__sync_fetch_and_add(d->allow ? &counter->allowed : &counter->denied, 1);
+}
+
+static __always_inline void count_packet(const struct task *task, __u32 rule, __u32 length)
+{
+	struct counter *counter = counter_of(task->number, rule);
+
+	if (!counter)
+		return;
+	__sync_fetch_and_add(&counter->packets, 1);
+	__sync_fetch_and_add(&counter->bytes, length);
+}
+
+/* What an event says beside the decision. */
+struct scene {
+	__u64 cgroup;
+	__u64 cookie;
+	__u64 netns;
+	__u32 detail;
+	__u8 hook;
+	bool has_process; /* current acts; 6.1 has no way to name it in egress */
+};
+
+static __always_inline void report(const struct task *task, const struct flow *flow,
+			     const struct decision *d, const struct scene *scene)
+{
+	struct event *event;
+	__u64 wake = BPF_RB_NO_WAKEUP;
+
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		stat_add(STAT_EVENTS_LOST);
+		return;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time = bpf_ktime_get_boot_ns();
+	event->cgroup = scene->cgroup;
+	event->cookie = scene->cookie;
+	event->netns = scene->netns;
+	event->rule = d->rule;
+	event->flow = *flow;
+	event->detail = scene->detail;
+	event->hook = scene->hook;
+	event->reason = d->reason;
+	event->verdict = d->allow ? VERDICT_ALLOW : VERDICT_DENY;
+	if (task) {
+		event->task = task->number;
+		event->mode = task->mode;
+		if (!d->allow && task->mode == MODE_AUDIT)
+			event->verdict = VERDICT_WOULD_DENY;
+	}
+	if (scene->has_process) {
+		event->pid = bpf_get_current_pid_tgid() >> 32;
+		event->uid = bpf_get_current_uid_gid();
+		bpf_get_current_comm(event->comm, sizeof(event->comm));
+	}
+	if (!d->allow && event->time - last_wake > WAKE_INTERVAL) {
+		last_wake = event->time;
+		wake = BPF_RB_FORCE_WAKEUP;
+	}
+	bpf_ringbuf_submit(event, wake);
+}

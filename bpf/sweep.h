@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Iterators over every TCP and UDP socket of a network namespace: list those
+ * of tasks, and destroy those that may no longer be. Run by the daemon after
+ * anything that takes away. Since 6.5 the program destroys by itself; before,
+ * the daemon does it over netlink from this list. */
+#pragma once
+
+extern int bpf_sock_destroy(struct sock_common *sk) __weak __ksym;
+
+#define MAX_LEVEL 32 /* depth of a task's cgroup below the cgroup2 root */
+
+enum {
+	TCP_TIME_WAIT = 6,
+	TCP_NEW_SYN_RECV = 12,
+	TCP_SYN_SENT = 2,
+};
+
+/* Set by the daemon before each run. */
+__u32 sweep_levels; /* bit n: tasks stand at depth n */
+__u32 sweep_task;   /* only this task's sockets; 0 is all */
+bool sweep_cut;	    /* destroy, instead of only listing */
+
+static __always_inline struct task *task_at_any_level(struct sock *sk, __u64 *cgroup)
+{
+	struct cgroup *of = cgroup_of(sk);
+	struct task *task;
+
+	for (__u32 level = 0; level < MAX_LEVEL; level++) {
+		if (!(sweep_levels & 1U << level))
+			continue;
+		*cgroup = ancestor_id(of, level);
+		if (!*cgroup)
+			break;
+		task = bpf_map_lookup_elem(&tasks, cgroup);
+		if (task)
+			return task;
+	}
+	return NULL;
+}
+
+/* Why the socket has to go, or REASON_NONE. Loopback is left to egress, which
+ * alone knows the receiver. */
+static __always_inline __u8 cut_reason(const struct task *task, struct sock *sk, struct memo *memo,
+				       __u8 proto)
+{
+	struct decision d = {};
+	struct flow flow = {};
+
+	if (!is_live(task, &d))
+		return d.reason;
+	if (task->mode == MODE_AUDIT)
+		return REASON_NONE;
+	if (!socket_destination(sk, proto, &flow))
+		return REASON_NONE; /* listening or unconnected: nothing to cut */
+	if (is_loopback(flow.addr))
+		return REASON_NONE;
+	if (memo && memo->connected.proto)
+		flow = memo->connected;
+	if (find_rule(task, &flow, &d))
+		return REASON_NONE;
+	if (memo && memo->accepted) {
+		flow.direction = DIRECTION_INGRESS;
+		flow.port = BPF_CORE_READ(sk, __sk_common.skc_num);
+		if (find_rule(task, &flow, &d))
+			return REASON_NONE;
+	}
+	{
+		struct local_addr key = {.netns = netns_of(sk)};
+
+		__builtin_memcpy(key.addr, flow.addr, sizeof(key.addr));
+		if (bpf_map_lookup_elem(&local_addrs, &key))
+			return REASON_NONE;
+	}
+	return d.reason ?: REASON_NO_RULE;
+}
+
+static __always_inline bool describe(struct sock *sk, struct memo *memo, __u8 proto,
+				     struct socket *out)
+{
+	struct task *task = task_at_any_level(sk, &out->cgroup);
+
+	if (!task || (sweep_task && task->number != sweep_task))
+		return false;
+	out->task = task->number;
+	out->proto = proto;
+	out->family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	out->state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	out->ifindex = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
+	out->local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	out->remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	if (out->family == AF_INET6) {
+		BPF_CORE_READ_INTO(&out->local, sk, __sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&out->remote, sk, __sk_common.skc_v6_daddr);
+	} else {
+		out->local[0] = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+		out->remote[0] = BPF_CORE_READ(sk, __sk_common.skc_daddr);
+	}
+	if (sweep_cut)
+		out->cut = cut_reason(task, sk, memo, proto);
+	return true;
+}
+
+SEC("iter/tcp")
+int ag_iter_tcp(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *common = ctx->sk_common;
+	struct socket out = {};
+	struct memo *memo;
+	struct sock *sk;
+
+	if (!common)
+		return 0;
+	if (common->skc_state == TCP_TIME_WAIT || common->skc_state == TCP_NEW_SYN_RECV)
+		return 0; /* not full sockets */
+	sk = untyped(common);
+	memo = bpf_sk_storage_get(&memos, (struct sock *)common, 0, 0);
+	if (!describe(sk, memo, IPPROTO_TCP, &out))
+		return 0;
+	if (out.state != TCP_SYN_SENT && out.state != TCP_LISTEN_STATE) {
+		struct tcp_sock *tcp = (struct tcp_sock *)sk;
+
+		out.unsent = BPF_CORE_READ(tcp, write_seq) - BPF_CORE_READ(tcp, snd_una);
+	}
+	if (out.cut && bpf_sock_destroy)
+		out.destroyed = !bpf_sock_destroy(common);
+	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
+	return 0;
+}
+
+SEC("iter/udp")
+int ag_iter_udp(struct bpf_iter__udp *ctx)
+{
+	struct udp_sock *udp = ctx->udp_sk;
+	struct socket out = {};
+	struct memo *memo;
+	struct sock *sk;
+
+	if (!udp)
+		return 0;
+	sk = untyped(udp);
+	memo = bpf_sk_storage_get(&memos, (struct sock *)udp, 0, 0);
+	if (!describe(sk, memo, BPF_CORE_READ(sk, sk_protocol), &out))
+		return 0;
+	if (out.cut && bpf_sock_destroy)
+		out.destroyed = !bpf_sock_destroy((struct sock_common *)udp);
+	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
+	return 0;
+}
