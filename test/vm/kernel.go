@@ -30,7 +30,7 @@ func Kernels() []Kernel {
 func modules() []string {
 	return []string{
 		"virtio_pci", "virtio_console", // the channel to the host
-		"veth", "dummy", "bridge", "macvlan", "tun", "ipip", "sit",
+		"veth", "dummy", "bridge", "macvlan", "tun",
 		"tcp_diag", "udp_diag", "raw_diag", "mptcp_diag", "unix_diag", "af_packet_diag",
 		"nf_tables", "nfnetlink_log", "nft_chain_nat", "nft_ct", "nft_nat", "nft_masq", "nft_redir", "nft_limit",
 		"nft_log", "nft_reject_inet", "nft_socket", "nft_fib_inet", "nft_tproxy",

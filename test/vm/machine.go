@@ -83,14 +83,14 @@ func withQEMU(_ *qemu.IDAllocator, o *qemu.Options) error {
 // or its kernel complained.
 func (m *Machine) Wait() error {
 	<-m.ended
-	err := m.err
-	if err != nil {
-		err = fmt.Errorf("guest ended early: %w\nend of its console:\n%s", err, m.console.tail(60))
+	complaints := m.console.complaints()
+	switch {
+	case complaints != "":
+		return errors.Join(m.err, fmt.Errorf("guest kernel complained:\n%s", complaints))
+	case m.err != nil:
+		return fmt.Errorf("guest ended early: %w\nend of its console:\n%s", m.err, m.console.tail(60))
 	}
-	if complaints := m.console.complaints(); complaints != "" {
-		err = errors.Join(err, fmt.Errorf("guest kernel complained:\n%s", complaints))
-	}
-	return err
+	return nil
 }
 
 // Kill ends the guest at once; Wait still has to be called.
@@ -123,7 +123,7 @@ func (c *console) tail(n int) string {
 // complaints returns every kernel warning, bug and stall with the lines that follow it.
 func (c *console) complaints() string {
 	const follow = 30
-	complaint := regexp.MustCompile(`WARNING: |BUG: |Oops: |Kernel panic|general protection fault|INFO: (rcu|task) |` +
+	complaint := regexp.MustCompile(`WARNING: |BUG: |Oops: |Kernel panic|general protection fault|INFO: (rcu|task)|` +
 		`unregister_netdevice: waiting|UBSAN: |refcount_t: |^init: `)
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -16,11 +16,10 @@ import (
 
 // result is the outcome of one test and of the tests in it; the root is the whole binary.
 type result struct {
-	name    string
-	action  string // "pass", "fail", "skip", or "" if it never ended
-	seconds float64
-	output  strings.Builder
-	sub     []*result
+	name   string
+	action string // "pass", "fail", "skip", or "" if it never ended
+	output strings.Builder
+	sub    []*result
 }
 
 // parse turns the output of a binary run with -test.v=test2json into its results.
@@ -36,7 +35,6 @@ func parse(name string, output []byte) (*result, error) {
 	for {
 		var e struct {
 			Action, Test, Output string
-			Elapsed              float64
 		}
 		switch err := decoder.Decode(&e); {
 		case errors.Is(err, io.EOF):
@@ -49,7 +47,7 @@ func parse(name string, output []byte) (*result, error) {
 		case "output":
 			r.output.WriteString(e.Output)
 		case "pass", "fail", "skip":
-			r.action, r.seconds = e.Action, e.Elapsed
+			r.action = e.Action
 		}
 	}
 }
@@ -80,22 +78,25 @@ func (r *result) replay(t *testing.T) {
 	for _, s := range r.sub {
 		t.Run(s.name, s.replay)
 	}
-	text := strings.TrimSpace(r.output.String())
+	text := r.text()
 	switch r.action {
 	case "pass":
-	case "skip":
-		if r.name != "" && !namedSkip().MatchString(text) {
-			t.Errorf("a skip must begin with the feature that the kernel lacks, or with \"not in a VM: \":\n%s", text)
-			return
-		}
-		if r.name != "" {
-			t.Skip(text)
-		}
 	case "fail":
 		t.Error(text)
+	case "skip":
+		if !namedSkip().MatchString(text) {
+			t.Errorf("a skip must begin with the feature that the kernel lacks, or with \"not in a VM: \":\n%s", text)
+		}
+		t.Skip(text)
 	default:
 		t.Errorf("never ended:\n%s", text)
 	}
+}
+
+// text returns what the test itself has written.
+func (r *result) text() string {
+	frame := regexp.MustCompile(`(?m)^\s*(=== (RUN|PAUSE|CONT|NAME) |--- (PASS|FAIL|SKIP): ).*\n?`)
+	return strings.TrimSpace(frame.ReplaceAllString(r.output.String(), ""))
 }
 
 func namedSkip() *regexp.Regexp {

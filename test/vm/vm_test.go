@@ -113,15 +113,17 @@ func replay(t *testing.T, name string, output []byte, done guest.Event) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	results.replay(t)
+	for _, r := range results.sub {
+		t.Run(r.name, r.replay)
+	}
 	for _, left := range done.Left {
 		t.Errorf("left behind: %s", left)
 	}
 	switch {
 	case !done.Done:
-		t.Error("the guest ended in the middle of this package")
-	case done.Error != "" && !t.Failed():
-		t.Errorf("the test binary failed: %s\n%s", done.Error, output)
+		t.Errorf("the guest ended in the middle of this package:\n%s", results.text())
+	case done.Error != "":
+		t.Errorf("the test binary failed: %s\n%s", done.Error, results.text())
 	case len(results.sub) == 0:
 		t.Error("no test ran")
 	}

@@ -39,11 +39,11 @@ func runPlan() error {
 	if err != nil {
 		return err
 	}
-	before, err := inventory()
-	if err != nil {
-		return err
-	}
 	for _, run := range plan.Runs {
+		before, err := inventory()
+		if err != nil {
+			return err
+		}
 		done := guest.Event{Package: run.Package, Done: true}
 		if err := runOne(run, host); err != nil {
 			done.Error = err.Error()
