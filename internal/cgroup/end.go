@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +25,9 @@ func (d *Dir) Kill(ctx context.Context) (killed int, err error) {
 	pids, err := d.Procs()
 	if err != nil {
 		return 0, err
+	}
+	if slices.Contains(pids, os.Getpid()) {
+		return 0, failure("kill", d.path, errors.New("this very process is in it"))
 	}
 	err = writeAt(d.FD(), "cgroup.kill", "1")
 	byCgroup := err == nil
@@ -102,9 +106,6 @@ func (d *Dir) killEach() error {
 // killOne holds the process before it looks where it is: the id could have
 // passed to a stranger.
 func (d *Dir) killOne(pid int) error {
-	if pid == os.Getpid() {
-		return errors.New("it is this very process")
-	}
 	handle, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -132,15 +133,7 @@ func (d *Dir) killOne(pid int) error {
 
 func (d *Dir) holdsThreadOf(pid int) bool {
 	pids, err := d.Procs()
-	if err != nil {
-		return false
-	}
-	for _, p := range pids {
-		if p == pid {
-			return true
-		}
-	}
-	return false
+	return err == nil && slices.Contains(pids, pid)
 }
 
 // Remove removes the cgroup and every cgroup below it, all of which must be
