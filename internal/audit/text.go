@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package audit
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"agentguard.dev/agentguard/client"
+)
+
+// Text returns the record as one line for people, without its time and without a
+// newline, such as
+//
+//	deny  coder/t-7f3k  curl[1234] connect tcp 192.0.2.1:443: no rule  (allow it: agentguard task grant t-7f3k 192.0.2.1:443)
+//
+// What a task could choose is quoted where it could drive a terminal or pass for
+// something else.
+func Text(r client.Record) string {
+	parts := []string{fmt.Sprintf("%-5s", label(r))}
+	if who := who(r); who != "" {
+		parts = append(parts, who)
+	}
+	parts = append(parts, what(r))
+	if r.Hint != "" {
+		parts = append(parts, "(allow it: "+printable(r.Hint)+")")
+	}
+	return strings.TrimRight(strings.Join(parts, "  "), " ")
+}
+
+func label(r client.Record) string {
+	if r.Kind == "decision" {
+		return printable(r.Verdict)
+	}
+	return strings.TrimSpace(printable(r.Kind) + " " + printable(r.Action))
+}
+
+func who(r client.Record) string {
+	if r.Agent == "" || r.Task == "" {
+		return printable(r.Agent + r.Task)
+	}
+	return printable(r.Agent) + "/" + printable(r.Task)
+}
+
+func what(r client.Record) string {
+	var words []string
+	if r.Process != "" || r.PID != 0 {
+		words = append(words, fmt.Sprintf("%s[%d]", plain(r.Process), r.PID))
+	}
+	if r.Hook != "" {
+		words = append(words, printable(r.Hook))
+	}
+	if r.Dest != "" {
+		words = append(words, printable(dest(r.Dest)))
+	}
+	text := strings.Join(words, " ")
+	for _, s := range []string{r.Reason, r.Detail, r.Purpose} {
+		if s == "" || s == r.Purpose && r.Kind == "decision" {
+			continue
+		}
+		if text != "" {
+			text += ": "
+		}
+		text += printable(s)
+	}
+	if r.Kind == "decision" && r.Verdict == "allow" && r.Rule != "" {
+		text += " by " + printable(r.Rule)
+	}
+	if r.Count > 0 {
+		text += fmt.Sprintf(" (%d times)", r.Count)
+	}
+	return text
+}
+
+// dest writes tcp://192.0.2.1:443 as tcp 192.0.2.1:443.
+func dest(d string) string {
+	if scheme, rest, ok := strings.Cut(d, "://"); ok {
+		return scheme + " " + rest
+	}
+	return d
+}
+
+// plain is for names: whatever is more than a word is quoted.
+func plain(s string) string {
+	for _, c := range s {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("._/+-:@#%~", c) {
+			return strconv.Quote(s)
+		}
+	}
+	return s
+}
+
+// printable escapes what is not printable, so that the text stays one line and
+// leaves the terminal alone.
+func printable(s string) string {
+	var b strings.Builder
+	for _, c := range s {
+		switch {
+		case strconv.IsPrint(c):
+			b.WriteRune(c)
+		default:
+			q := strconv.QuoteRune(c)
+			b.WriteString(q[1 : len(q)-1])
+		}
+	}
+	return b.String()
+}
