@@ -17,11 +17,16 @@ import (
 // pass finds them all; their results then are of no use.
 type decoder struct{ *report }
 
-// fields says how to decode each field that an object may have.
-type fields map[string]func(n ast.Node, path string)
+// field is one that an object may have.
+type field struct {
+	decode func(n ast.Node, path string)
+	need   string // what is expected there, when the field must not be missing
+}
 
-// object decodes a mapping that has the required fields and no others than known.
-func (d *decoder) object(n ast.Node, path string, required []string, known fields) {
+type fields map[string]field
+
+// object decodes a mapping with these fields and no others.
+func (d *decoder) object(n ast.Node, path string, known fields) {
 	var entries []*ast.MappingValueNode
 	switch n := n.(type) {
 	case *ast.MappingNode:
@@ -35,34 +40,34 @@ func (d *decoder) object(n ast.Node, path string, required []string, known field
 	lines := make(map[string]int, len(entries))
 	for _, e := range entries {
 		key, at := keyOf(e)
-		field := join(path, key)
-		decode, ok := known[key]
+		path := join(path, key)
+		field, ok := known[key]
 		switch line, again := lines[key]; {
 		case again:
-			d.add(at, field, "given twice, first on line %d; keep one", line)
+			d.add(at, path, "given twice, first on line %d; keep one", line)
 		case !ok && isLater(key):
-			d.add(at, field, "not supported in this version; leave it out")
+			d.add(at, path, "not supported in this version; leave it out")
 		case !ok:
-			d.add(at, field, "unknown field; expected %s", expectedFields(known))
+			d.add(at, path, "unknown field; expected %s", expectedFields(known))
 		default:
-			decode(e.Value, field)
+			field.decode(e.Value, path)
 		}
 		if _, again := lines[key]; !again {
 			lines[key] = at.Line
 		}
 	}
-	for _, key := range required {
-		if _, ok := lines[key]; !ok {
-			d.add(start(n), join(path, key), "missing")
+	for _, key := range slices.Sorted(maps.Keys(known)) {
+		if _, ok := lines[key]; !ok && known[key].need != "" {
+			d.add(start(n), join(path, key), "missing; expected %s", known[key].need)
 		}
 	}
 }
 
 // list returns the items of a sequence, or nil when n is none.
-func (d *decoder) list(n ast.Node, path, of string) []ast.Node {
+func (d *decoder) list(n ast.Node, path, expected string) []ast.Node {
 	seq, ok := n.(*ast.SequenceNode)
 	if !ok {
-		d.unexpected(n, path, "a list of "+of)
+		d.unexpected(n, path, expected)
 		return nil
 	}
 	return slices.Concat([]ast.Node{}, seq.Values)

@@ -13,6 +13,9 @@ import (
 const (
 	apiVersion = "agentguard.dev/v1alpha1"
 	kind       = "AgentPolicy"
+
+	expectedName = "a name of at most 63 lower-case letters, digits and hyphens that starts and ends with a letter or digit"
+	expectedList = `a list of destinations in quotes, such as ["192.0.2.1:443"]`
 )
 
 // Parse reads a file of one or more AgentPolicy documents. It is all or nothing:
@@ -72,15 +75,20 @@ func (d *decoder) policy(body ast.Node) (p Policy, name *token.Position) {
 	p = Default("")
 	errors := len(d.errs) + d.more
 	var rules *token.Position
-	d.object(body, "", []string{"apiVersion", "kind", "metadata", "spec"}, fields{
-		"apiVersion": func(n ast.Node, path string) { d.constant(n, path, apiVersion) },
-		"kind":       func(n ast.Node, path string) { d.constant(n, path, kind) },
-		"metadata": func(n ast.Node, path string) {
-			d.object(n, path, []string{"name"}, fields{
-				"name": func(n ast.Node, path string) { p.Name, name = d.name(n, path), start(n) },
+	d.object(body, "", fields{
+		"apiVersion": {need: apiVersion, decode: func(n ast.Node, path string) { d.constant(n, path, apiVersion) }},
+		"kind":       {need: kind, decode: func(n ast.Node, path string) { d.constant(n, path, kind) }},
+		"metadata": {need: "an object with name", decode: func(n ast.Node, path string) {
+			d.object(n, path, fields{
+				"name": {need: expectedName, decode: func(n ast.Node, path string) {
+					p.Name, name = d.name(n, path), start(n)
+				}},
 			})
-		},
-		"spec": func(n ast.Node, path string) { rules = start(n); d.spec(n, path, &p) },
+		}},
+		"spec": {need: "an object; {} allows nothing", decode: func(n ast.Node, path string) {
+			rules = start(n)
+			d.spec(n, path, &p)
+		}},
 	})
 	if len(d.errs)+d.more > errors {
 		return p, name
@@ -98,18 +106,18 @@ func (d *decoder) policy(body ast.Node) (p Policy, name *token.Position) {
 
 func (d *decoder) spec(n ast.Node, path string, p *Policy) {
 	var egress, ingress []Rule
-	d.object(n, path, nil, fields{
-		"mode": func(n ast.Node, path string) { p.Mode = choice(d, n, path, Enforce, Audit) },
-		"loopback": func(n ast.Node, path string) {
+	d.object(n, path, fields{
+		"mode": {decode: func(n ast.Node, path string) { p.Mode = choice(d, n, path, Enforce, Audit) }},
+		"loopback": {decode: func(n ast.Node, path string) {
 			p.Loopback = choice(d, n, path, LoopbackTask, LoopbackHost, LoopbackNone)
-		},
-		"mptcp":     func(n ast.Node, path string) { p.MPTCP = d.allowed(n, path) },
-		"raw":       func(n ast.Node, path string) { p.Raw = d.allowed(n, path) },
-		"multicast": func(n ast.Node, path string) { p.Multicast = d.allowed(n, path) },
-		"maxTTL":    func(n ast.Node, path string) { p.MaxTTL = d.duration(n, path) },
-		"onEnd":     func(n ast.Node, path string) { p.OnEnd = choice(d, n, path, Kill, Leave) },
-		"egress":    func(n ast.Node, path string) { egress = d.rules(n, path, Egress, "to") },
-		"ingress":   func(n ast.Node, path string) { ingress = d.rules(n, path, Ingress, "from") },
+		}},
+		"mptcp":     {decode: func(n ast.Node, path string) { p.MPTCP = d.allowed(n, path) }},
+		"raw":       {decode: func(n ast.Node, path string) { p.Raw = d.allowed(n, path) }},
+		"multicast": {decode: func(n ast.Node, path string) { p.Multicast = d.allowed(n, path) }},
+		"maxTTL":    {decode: func(n ast.Node, path string) { p.MaxTTL = d.duration(n, path) }},
+		"onEnd":     {decode: func(n ast.Node, path string) { p.OnEnd = choice(d, n, path, Kill, Leave) }},
+		"egress":    {decode: func(n ast.Node, path string) { egress = d.rules(n, path, Egress, "to") }},
+		"ingress":   {decode: func(n ast.Node, path string) { ingress = d.rules(n, path, Ingress, "from") }},
 	})
 	p.Rules = append(egress, ingress...)
 }
@@ -117,10 +125,10 @@ func (d *decoder) spec(n ast.Node, path string, p *Policy) {
 // rules decodes spec.egress or spec.ingress; key holds a rule's destinations.
 func (d *decoder) rules(n ast.Node, path string, dir Direction, key string) []Rule {
 	var rules []Rule
-	for i, item := range d.list(n, path, "rules, each with "+key) {
+	for i, item := range d.list(n, path, "a list of rules, each with "+key) {
 		rule := Rule{Direction: dir}
-		d.object(item, index(path, i), []string{key}, fields{
-			key: func(n ast.Node, path string) { rule.To = d.destinations(n, path) },
+		d.object(item, index(path, i), fields{
+			key: {need: expectedList, decode: func(n ast.Node, path string) { rule.To = d.destinations(n, path) }},
 		})
 		rules = append(rules, rule)
 	}
@@ -128,7 +136,7 @@ func (d *decoder) rules(n ast.Node, path string, dir Direction, key string) []Ru
 }
 
 func (d *decoder) destinations(n ast.Node, path string) []Destination {
-	items := d.list(n, path, `destinations in quotes, such as ["192.0.2.1:443"]`)
+	items := d.list(n, path, expectedList)
 	if items != nil && len(items) == 0 {
 		d.add(start(n), path, `empty list; expected at least one destination, such as "192.0.2.1:443"`)
 	}
@@ -151,10 +159,9 @@ func (d *decoder) destinations(n ast.Node, path string) []Destination {
 // name decodes metadata.name: a DNS label, so that it can name files, cgroups
 // and metrics without quoting.
 func (d *decoder) name(n ast.Node, path string) string {
-	const expected = "a name of at most 63 lower-case letters, digits and hyphens that starts and ends with a letter or digit"
-	text, ok := d.text(n, path, expected)
+	text, ok := d.text(n, path, expectedName)
 	if ok && !ValidName(text) {
-		d.add(start(n), path, "%s; expected %s", quoteIfOdd(text), expected)
+		d.add(start(n), path, "%s; expected %s", quoteIfOdd(text), expectedName)
 		return ""
 	}
 	return text

@@ -82,6 +82,9 @@ func cutScheme(s string) (Proto, string, error) {
 
 // cutHost splits HOST[:PORTS]. The brackets stay on an IPv6 host.
 func cutHost(s string) (host, ports string, hasPorts bool, err error) {
+	if strings.Contains(s, "%") {
+		return "", "", false, errors.New("a zone (%) is not allowed, a rule holds on every interface; leave it out")
+	}
 	if strings.HasPrefix(s, "[") {
 		end := strings.IndexByte(s, ']')
 		if end < 0 {
@@ -136,8 +139,6 @@ func parseHost(host string) (netip.Prefix, error) {
 		return netip.Prefix{}, errors.New("no host; write for example 192.0.2.1:443")
 	case text == "*":
 		return netip.Prefix{}, errors.New("* is no host; for every address write 0.0.0.0/0 (IPv4) and [::/0] (IPv6)")
-	case strings.ContainsRune(text, '%'):
-		return netip.Prefix{}, errors.New("a zone (%) is not allowed, a rule holds on every interface; leave it out")
 	}
 	addr, length, isPrefix := strings.Cut(text, "/")
 	a, err := netip.ParseAddr(addr)
@@ -192,12 +193,12 @@ func notAnAddress(addr string, bracketed bool) error {
 	switch {
 	case bracketed:
 		return fmt.Errorf("%q is not an IPv6 address; write for example [2001:db8::1]:443", addr)
+	case !looksLikeName(addr):
+		return fmt.Errorf("%q is not an address; write for example 192.0.2.1, 10.0.0.0/8 or [2001:db8::/32]", addr)
 	case looksNumeric(addr):
 		return fmt.Errorf("%q is not an IPv4 address; write four decimal numbers without leading zeros, such as 192.0.2.1", addr)
-	case looksLikeName(addr):
-		return errors.New("DNS names are not supported yet; write an address or prefix")
 	default:
-		return fmt.Errorf("%q is not an address; write for example 192.0.2.1, 10.0.0.0/8 or [2001:db8::/32]", addr)
+		return errors.New("DNS names are not supported yet; write an address or prefix")
 	}
 }
 
@@ -215,7 +216,7 @@ func looksNumeric(s string) bool {
 }
 
 func looksLikeName(s string) bool {
-	return !strings.ContainsFunc(s, func(r rune) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
 		return r != '.' && r != '-' && r != '_' && r != '*' && !unicode.IsLetter(r) && !unicode.IsDigit(r) && !unicode.IsMark(r)
 	})
 }

@@ -35,15 +35,23 @@ func parseYAML(data []byte, errs *report) *ast.File {
 	}
 	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
-		var syntax yaml.Error
-		if errors.As(err, &syntax) {
-			errs.add(position(syntax.GetToken()), "", "not valid YAML: %s", syntax.GetMessage())
-		} else {
-			errs.add(nil, "", "not valid YAML: %v", err)
-		}
+		addSyntaxError(errs, err)
 		return nil
 	}
 	return file
+}
+
+func addSyntaxError(errs *report, err error) {
+	var syntax yaml.Error
+	if !errors.As(err, &syntax) {
+		errs.add(nil, "", "not valid YAML: %w", err)
+		return
+	}
+	hint := ""
+	if strings.Contains(syntax.GetMessage(), "',' or ']' must be specified") {
+		hint = "; an IPv6 destination needs quotes"
+	}
+	errs.add(position(syntax.GetToken()), "", "not valid YAML: %s%s", syntax.GetMessage(), hint)
 }
 
 func plainText(data []byte, errs *report) bool {
