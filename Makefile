@@ -1,24 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
 
-SHELL := /bin/bash -o pipefail
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+.DEFAULT_GOAL := build
+
 GO ?= go
-CLANG ?= clang-19
 CLANG_FORMAT ?= clang-format-19
+FUZZTIME ?= 30s
+PREFIX ?= /usr/local
+DESTDIR ?=
 KERNELS := .cache/kernels
 
 export CGO_ENABLED := 0
+export CLANG_FORMAT
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 .PHONY: build
 build: ## bin/agentguard; needs only Go
 	$(GO) build -trimpath -o bin/agentguard ./cmd/agentguard
 
+.PHONY: generate
+generate: ## the BPF object and its Go types, with clang 19
+	@scripts/test-deps --check clang-19 llvm-strip-19 /usr/include/bpf/bpf_core_read.h /usr/include/linux/bpf.h
+	$(GO) generate ./bpf
+
+.PHONY: format
+format: ## gofmt and clang-format everything
+	gofmt -w $$(git ls-files --cached --others --exclude-standard -- '*.go')
+	$(CLANG_FORMAT) -i bpf/*.[ch]
+
+.PHONY: verify
+verify: ## generated files in step with their sources, formatting, licences, vet
+	scripts/verify
+
 .PHONY: test-deps
-test-deps: ## install what the tests need and fetch the kernels
+test-deps: ## install what the tests need, fetch the kernels
 	@scripts/test-deps
 	@$(GO) run ./test/vm/fetch $(KERNELS)
 
+.PHONY: test
+test: test-deps verify ## everything: on this machine, then on each kernel in a virtual machine
+	@[ "$$(id -u)" = 0 ] || { echo "make test: the kernel tests need root" >&2; exit 1; }
+	$(GO) test -json -count=1 -p=1 -timeout=25m ./... | $(GO) run ./test/report
+
+.PHONY: test-host
+test-host: ## as test, on this machine alone: make test-host PKG=./internal/...
+	$(GO) test -short -count=1 -p=1 $(if $(RUN),-v -run='$(RUN)') $(or $(PKG),./...)
+
 .PHONY: test-vm
-test-vm: ## one package on one kernel: make test-vm KERNEL=6.1 PKG=./internal/loader RUN=TestX
+test-vm: ## tests in virtual machines: make test-vm KERNEL=6.1 PKG=./internal/loader RUN=TestX CONSOLE=1
 	@$(GO) run ./test/vm/fetch $(KERNELS)
-	$(GO) test ./test/vm -count=1 -v -timeout=30m $(if $(KERNEL),-run='^TestKernels$$/^$(subst .,\.,$(KERNEL))$$') \
+	$(GO) test ./test/vm -count=1 -v -timeout=30m -run='^TestKernels$$/$(if $(KERNEL),^$(subst .,\.,$(KERNEL))$$)' \
 		-args -vm.live $(if $(PKG),-vm.pkg=$(PKG)) $(if $(RUN),-vm.run='$(RUN)') $(if $(CONSOLE),-vm.console) $(VMARGS)
+
+.PHONY: race
+race: ## the tests of this machine under the race detector; needs a C compiler
+	CGO_ENABLED=1 $(GO) test -race -short -count=1 -p=1 $(or $(PKG),./...)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (30s)
+	scripts/fuzz $(FUZZTIME)
+
+.PHONY: install
+install: build ## into DESTDIR and PREFIX
+	install -D bin/agentguard $(DESTDIR)$(PREFIX)/bin/agentguard
+
+.PHONY: clean
+clean: ## what was built and fetched
+	rm -rf bin .cache

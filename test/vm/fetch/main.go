@@ -34,8 +34,18 @@ func fetchAll(cache string) error {
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return err
+	}
 	for _, k := range vm.Kernels() {
-		if err := fetch(k, cache); err != nil {
+		err := fetch(k, cache)
+		if err != nil { // apt's lists may be missing, or older than the archive
+			if err := run(cache, "apt-get", "-q", "update"); err != nil {
+				return err
+			}
+			err = fetch(k, cache)
+		}
+		if err != nil {
 			return fmt.Errorf("fetch kernel %s: %w", k.Name, err)
 		}
 	}
@@ -51,9 +61,6 @@ func fetch(k vm.Kernel, cache string) error {
 		return err
 	}
 	fmt.Println("fetching", name)
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return err
-	}
 	work, err := os.MkdirTemp(cache, k.Name+".")
 	if err != nil {
 		return err
@@ -86,7 +93,7 @@ func newest(k vm.Kernel) (string, error) {
 		}
 	}
 	if best == "" {
-		return "", fmt.Errorf("apt knows no package %s: run `apt-get update`, or add Debian %s to its sources", k.Pattern, k.Debian)
+		return "", fmt.Errorf("apt knows no package %s: add Debian %s to its sources", k.Pattern, k.Debian)
 	}
 	return best, nil
 }
