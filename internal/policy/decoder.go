@@ -63,14 +63,14 @@ func (d *decoder) object(n ast.Node, path string, known fields) {
 	}
 }
 
-// list returns the items of a sequence, or nil when n is none.
-func (d *decoder) list(n ast.Node, path, expected string) []ast.Node {
+// list returns the items of a sequence.
+func (d *decoder) list(n ast.Node, path, expected string) ([]ast.Node, bool) {
 	seq, ok := n.(*ast.SequenceNode)
 	if !ok {
 		d.unexpected(n, path, expected)
-		return nil
+		return nil, false
 	}
-	return slices.Concat([]ast.Node{}, seq.Values)
+	return seq.Values, true
 }
 
 // text returns a string scalar.

@@ -25,27 +25,13 @@ const (
 // Each policy that Parse returns also compiles.
 func Parse(file string, data []byte) ([]Policy, error) {
 	errs := &report{file: file}
-	parsed := parseYAML(data, errs)
-	if parsed == nil {
-		return nil, errs.err()
-	}
 	d := decoder{report: errs}
-	lines := strings.Split(string(data), "\n")
 	var policies []Policy
 	named := make(map[string]int)
-	for i, doc := range parsed.Docs {
-		if isEmpty(doc) {
-			continue
-		}
-		first, last := 1, len(lines)+1
-		if i > 0 && doc.Start != nil {
-			first = doc.Start.Position.Line
-		}
-		if i+1 < len(parsed.Docs) && parsed.Docs[i+1].Start != nil {
-			last = parsed.Docs[i+1].Start.Position.Line
-		}
-		p, at := d.policy(doc.Body)
-		p.Document = documentText(lines, first, last)
+	docs := parseYAML(data, errs)
+	for _, doc := range docs {
+		p, at := d.policy(doc.body)
+		p.Document = doc.text
 		if line, ok := named[p.Name]; ok && p.Name != "" {
 			d.add(at, "metadata.name", "%q is also the name of the policy on line %d; names are unique", p.Name, line)
 		} else if at != nil {
@@ -53,21 +39,13 @@ func Parse(file string, data []byte) ([]Policy, error) {
 		}
 		policies = append(policies, p)
 	}
-	if len(policies) == 0 && len(errs.errs) == 0 {
+	if len(docs) == 0 && len(errs.errs) == 0 {
 		d.add(nil, "", "no policy; expected a document with apiVersion: %s and kind: %s", apiVersion, kind)
 	}
 	if err := errs.err(); err != nil {
 		return nil, err
 	}
 	return policies, nil
-}
-
-func isEmpty(doc *ast.DocumentNode) bool {
-	switch doc.Body.(type) {
-	case nil, *ast.NullNode, *ast.CommentGroupNode:
-		return true
-	}
-	return false
 }
 
 // policy decodes one document, and returns where its name stands.
@@ -125,7 +103,8 @@ func (d *decoder) spec(n ast.Node, path string, p *Policy) {
 // rules decodes spec.egress or spec.ingress; key holds a rule's destinations.
 func (d *decoder) rules(n ast.Node, path string, dir Direction, key string) []Rule {
 	var rules []Rule
-	for i, item := range d.list(n, path, "a list of rules, each with "+key) {
+	items, _ := d.list(n, path, "a list of rules, each with "+key)
+	for i, item := range items {
 		rule := Rule{Direction: dir}
 		d.object(item, index(path, i), fields{
 			key: {need: expectedList, decode: func(n ast.Node, path string) { rule.To = d.destinations(n, path) }},
@@ -136,8 +115,8 @@ func (d *decoder) rules(n ast.Node, path string, dir Direction, key string) []Ru
 }
 
 func (d *decoder) destinations(n ast.Node, path string) []Destination {
-	items := d.list(n, path, expectedList)
-	if items != nil && len(items) == 0 {
+	items, ok := d.list(n, path, expectedList)
+	if ok && len(items) == 0 {
 		d.add(start(n), path, `empty list; expected at least one destination, such as "192.0.2.1:443"`)
 	}
 	out := make([]Destination, 0, len(items))

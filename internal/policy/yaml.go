@@ -22,10 +22,19 @@ const (
 	maxIndent = 200      // columns in front of a block entry, which bound block nesting
 )
 
-// parseYAML returns the documents of a file, or nil after reporting why not.
-// What the parser could choke on is refused before it runs: it recurses into
-// nesting, and the process would not survive the end of the stack.
-func parseYAML(data []byte, errs *report) *ast.File {
+// document is one YAML document of a file.
+type document struct {
+	body ast.Node // its tokens carry the lines of the file
+	text string
+}
+
+// parseYAML returns the documents of a file that are not empty, and reports what
+// it cannot read. What the parser could choke on is refused before it runs: it
+// recurses into nesting, and the process would not survive the end of the stack.
+//
+// The documents are cut apart here because the parser drops all that follows an
+// empty one.
+func parseYAML(data []byte, errs *report) []document {
 	if !plainText(data, errs) {
 		return nil
 	}
@@ -33,12 +42,60 @@ func parseYAML(data []byte, errs *report) *ast.File {
 	if !plainTokens(tokens, errs) {
 		return nil
 	}
+	lines := strings.Split(string(data), "\n")
+	var docs []document
+	first := 0
+	for _, t := range tokens {
+		next := t.Position.Line - 1
+		switch t.Type {
+		case token.DocumentHeaderType:
+		case token.DocumentEndType:
+			next++
+		default:
+			continue
+		}
+		docs = appendDocument(docs, lines[first:next], first, errs)
+		first = next
+	}
+	return appendDocument(docs, lines[first:], first, errs)
+}
+
+// appendDocument parses lines, before which the file has skipped others.
+func appendDocument(docs []document, lines []string, skipped int, errs *report) []document {
+	text := strings.Join(lines, "\n")
+	if rest, ok := strings.CutPrefix(text, "---"); ok {
+		text = "   " + rest
+	}
+	tokens := lexer.Tokenize(text)
+	empty := true
+	for _, t := range tokens {
+		t.Position.Line += skipped
+		empty = empty && (t.Type == token.CommentType || t.Type == token.DocumentEndType)
+	}
+	if empty {
+		return docs
+	}
 	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
 		addSyntaxError(errs, err)
-		return nil
+		return docs
 	}
-	return file
+	if len(file.Docs) != 1 || file.Docs[0].Body == nil {
+		errs.add(position(tokens[0]), "", "not valid YAML: expected one document between two lines of ---")
+		return docs
+	}
+	return append(docs, document{file.Docs[0].Body, trimDocument(text)})
+}
+
+// trimDocument takes blank lines off both ends of a document's text.
+func trimDocument(text string) string {
+	for {
+		line, rest, found := strings.Cut(text, "\n")
+		if !found || strings.TrimSpace(line) != "" {
+			return strings.TrimRight(text, " \t\r\n") + "\n"
+		}
+		text = rest
+	}
 }
 
 func addSyntaxError(errs *report, err error) {
@@ -118,11 +175,4 @@ func position(t *token.Token) *token.Position {
 		return nil
 	}
 	return t.Position
-}
-
-// documentText cuts the text of the document that begins at line first, and ends
-// before line last, out of a file's lines.
-func documentText(lines []string, first, last int) string {
-	text := strings.Join(lines[first-1:last-1], "\n")
-	return strings.TrimSpace(strings.TrimPrefix(text, "---\n")) + "\n"
 }
