@@ -1,3 +1,5 @@
+//go:build ignore
+
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* agentguard's kernel half: every egress of every task of a guard, decided at
  * the action and judged again on every packet. */

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"agentguard.dev/agentguard/bpf"
+)
+
+// sockDestroy is SOCK_DESTROY of linux/sock_diag.h.
+const sockDestroy = 21
+
+// destroyRest destroys over netlink what the iterators wanted gone and could
+// not destroy themselves: before 6.5 they have no bpf_sock_destroy. It runs in
+// the sockets' namespace.
+func destroyRest(sockets []Socket) error {
+	for i := range sockets {
+		s := &sockets[i]
+		if s.Cut == ReasonNone || s.Destroyed {
+			continue
+		}
+		request := nl.NewNetlinkRequest(sockDestroy, unix.NLM_F_ACK)
+		request.AddData((*diagRequest)(&s.raw))
+		_, err := request.Execute(unix.NETLINK_INET_DIAG, 0)
+		switch {
+		case err == nil:
+			s.Destroyed = true
+		case errors.Is(err, unix.ENOENT): // gone meanwhile
+		default:
+			return fmt.Errorf("destroy socket %s -> %s: %w", s.Local, s.Remote, err)
+		}
+	}
+	return nil
+}
+
+// diagRequest is a socket as struct inet_diag_req_v2 of linux/inet_diag.h.
+type diagRequest bpf.GuardSocket
+
+const diagRequestSize = 56
+
+func (d *diagRequest) Len() int { return diagRequestSize }
+
+func (d *diagRequest) Serialize() []byte {
+	b := make([]byte, 0, diagRequestSize)
+	b = append(b, d.Family, d.Proto, 0, 0)
+	b = binary.NativeEndian.AppendUint32(b, ^uint32(0)) // any state
+	b = binary.BigEndian.AppendUint16(b, d.LocalPort)
+	b = binary.BigEndian.AppendUint16(b, d.RemotePort)
+	b = append(b, unsafe.Slice((*byte)(unsafe.Pointer(&d.Local)), 16)...)
+	b = append(b, unsafe.Slice((*byte)(unsafe.Pointer(&d.Remote)), 16)...)
+	b = binary.NativeEndian.AppendUint32(b, d.Ifindex)
+	b = binary.NativeEndian.AppendUint64(b, ^uint64(0)) // INET_DIAG_NOCOOKIE
+	return b
+}

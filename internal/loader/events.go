@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"agentguard.dev/agentguard/bpf"
+	"agentguard.dev/agentguard/internal/maps"
+	"agentguard.dev/agentguard/internal/policy"
+)
+
+// Event is one decision of the kernel.
+type Event struct {
+	Time      uint64 // CLOCK_BOOTTIME in ns
+	Cgroup    uint64 // of the task; 0 below a guard but outside any task
+	Cookie    uint64 // of the socket
+	Netns     uint64 // cookie
+	Task      uint32 // number; 0 for none
+	Rule      uint32
+	PID       uint32 // 0 where the hook cannot know the process, as in egress
+	UID       uint32 // valid if PID is
+	Process   string // comm
+	Addr      netip.Addr
+	Port      uint16
+	Proto     policy.Proto
+	Direction policy.Direction
+	Hook      Hook
+	Verdict   Verdict
+	Reason    Reason
+	Mode      policy.Mode
+	Detail    uint32 // sock_create: type<<16 | protocol; setsockopt: level<<16 | option
+}
+
+// pollInterval bounds how long a record that woke nobody waits to be read.
+const pollInterval = 50 * time.Millisecond
+
+// Events reads decisions and hands them to fn, in order, until ctx ends or the
+// reader fails. Only one reader may run for a kernel half: records are consumed.
+func (k *Kernel) Events(ctx context.Context, fn func(Event)) error {
+	reader, err := ringbuf.NewReader(k.objs.Events)
+	if err != nil {
+		return fmt.Errorf("open events: %w", err)
+	}
+	defer reader.Close()
+	var record ringbuf.Record
+	for ctx.Err() == nil {
+		reader.SetDeadline(time.Now().Add(pollInterval))
+		for {
+			err := reader.ReadInto(&record)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if err != nil {
+				return fmt.Errorf("read events: %w", err)
+			}
+			event, err := decodeEvent(record.RawSample)
+			if err != nil {
+				return err
+			}
+			fn(event)
+		}
+	}
+	return nil
+}
+
+const eventSize = int(unsafe.Sizeof(bpf.GuardEvent{}))
+
+func decodeEvent(sample []byte) (Event, error) {
+	if len(sample) < eventSize {
+		return Event{}, fmt.Errorf("read events: a record of %d bytes, want %d", len(sample), eventSize)
+	}
+	var raw bpf.GuardEvent
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), eventSize), sample)
+	comm := unsafe.Slice((*byte)(unsafe.Pointer(&raw.Comm[0])), len(raw.Comm))
+	return Event{
+		Time:      raw.Time,
+		Cgroup:    raw.Cgroup,
+		Cookie:    raw.Cookie,
+		Netns:     raw.Netns,
+		Task:      raw.Task,
+		Rule:      raw.Rule,
+		PID:       raw.Pid,
+		UID:       raw.Uid,
+		Process:   unix.ByteSliceToString(comm),
+		Addr:      maps.Addr(raw.Flow.Addr),
+		Port:      raw.Flow.Port,
+		Proto:     policy.Proto(raw.Flow.Proto),
+		Direction: policy.Direction(raw.Flow.Direction),
+		Hook:      Hook(raw.Hook),
+		Verdict:   Verdict(raw.Verdict),
+		Reason:    Reason(raw.Reason),
+		Mode:      policy.Mode(raw.Mode),
+		Detail:    raw.Detail,
+	}, nil
+}
