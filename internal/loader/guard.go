@@ -41,12 +41,13 @@ type hook struct {
 	attach  ebpf.AttachType
 }
 
-// hooks lists the programs of a guard in the order of attaching. ag_sock_ops
-// denies nothing, so the level can be set before the others ask for it.
+// hooks lists the programs of a guard in the order of attaching. The guard's
+// record exists from the first one on that asks for it, and says nothing until
+// the level is set: ag_sock_create then denies only unusual kinds of sockets.
 func hooks(p *bpf.GuardPrograms) []hook {
 	return []hook{
-		{"ag_sock_ops", p.AgSockOps, ebpf.AttachCGroupSockOps},
 		{"ag_sock_create", p.AgSockCreate, ebpf.AttachCGroupInetSockCreate},
+		{"ag_sock_ops", p.AgSockOps, ebpf.AttachCGroupSockOps},
 		{"ag_setsockopt", p.AgSetsockopt, ebpf.AttachCGroupSetsockopt},
 		{"ag_egress", p.AgEgress, ebpf.AttachCGroupInetEgress},
 		{"ag_sendmsg4", p.AgSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},

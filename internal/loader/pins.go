@@ -23,8 +23,9 @@ import (
 const (
 	mapsDir   = "maps"
 	guardsDir = "guards"
-	// building is the suffix of a directory that is not complete yet.
-	building = ".new"
+	// building is the suffix of a directory that is not complete yet. (bpffs
+	// allows no dots in names.)
+	building = "-new"
 
 	bpffsMount = "/sys/fs/bpf"
 )

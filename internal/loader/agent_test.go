@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"agentguard.dev/agentguard/internal/cgroup"
+)
+
+// agentMode turns the test binary into an agent: a process born in a task's
+// cgroup that does on the network what it is told over its standard input.
+const agentMode = "AGENTGUARD_TEST_AGENT"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(agentMode) != "" {
+		runAgent(os.Stdin, os.Stdout)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// agent is the test's end of such a process.
+type agent struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+func startAgent(t *testing.T, dir *cgroup.Dir) *agent {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), agentMode+"=1")
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: dir.FD(), Pdeathsig: syscall.SIGKILL}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("start agent in %s: %v", dir.Path(), err)
+	}
+	a := &agent{t, cmd, in, bufio.NewReader(out)}
+	t.Cleanup(a.stop)
+	return a
+}
+
+func (a *agent) stop() {
+	a.in.Close()
+	a.cmd.Process.Kill()
+	a.cmd.Wait()
+}
+
+// do tells the agent to do something and returns its answer: "ok ..." or the
+// error.
+func (a *agent) do(format string, args ...any) string {
+	a.t.Helper()
+	if _, err := fmt.Fprintf(a.in, format+"\n", args...); err != nil {
+		a.t.Fatalf("tell agent: %v", err)
+	}
+	answer, err := a.out.ReadString('\n')
+	if err != nil {
+		a.t.Fatalf("agent died: %v", err)
+	}
+	return strings.TrimSpace(answer)
+}
+
+func (a *agent) want(answer, format string, args ...any) {
+	a.t.Helper()
+	if got := a.do(format, args...); !strings.HasPrefix(got, answer) {
+		a.t.Errorf("%s: got %q, want %q", fmt.Sprintf(format, args...), got, answer)
+	}
+}
+
+const agentPatience = 3 * time.Second
+
+func runAgent(in io.Reader, out io.Writer) {
+	conns := make(map[string]net.Conn)
+	packets := make(map[string]net.PacketConn)
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		answer, err := agentStep(strings.Fields(lines.Text()), conns, packets)
+		if err != nil {
+			answer = strings.ReplaceAll(err.Error(), "\n", " ")
+		} else {
+			answer = "ok " + answer
+		}
+		fmt.Fprintln(out, answer)
+	}
+}
+
+// agentStep knows: dial NAME NETWORK ADDR, listen NAME NETWORK ADDR, accept NAME
+// LISTENER, packet NAME NETWORK ADDR, sendto NAME ADDR DATA, write NAME DATA,
+// read NAME, socket FAMILY TYPE PROTO, setsockopt LEVEL NAME.
+func agentStep(words []string, conns map[string]net.Conn, packets map[string]net.PacketConn) (string, error) {
+	deadline := time.Now().Add(agentPatience)
+	switch words[0] {
+	case "dial":
+		conn, err := net.DialTimeout(words[2], words[3], agentPatience)
+		if err != nil {
+			return "", rootCause(err)
+		}
+		conns[words[1]] = conn
+		return conn.LocalAddr().String(), nil
+	case "serve": // one TCP listener that echoes for ever
+		l, err := net.Listen(words[2], words[3])
+		if err != nil {
+			return "", rootCause(err)
+		}
+		go echo(l)
+		return l.Addr().String(), nil
+	case "packet":
+		conn, err := net.ListenPacket(words[2], words[3])
+		if err != nil {
+			return "", rootCause(err)
+		}
+		packets[words[1]] = conn
+		return conn.LocalAddr().String(), nil
+	case "sendto":
+		addr, err := net.ResolveUDPAddr("udp", words[2])
+		if err != nil {
+			return "", err
+		}
+		_, err = packets[words[1]].WriteTo([]byte(words[3]), addr)
+		return "", rootCause(err)
+	case "receive":
+		p := packets[words[1]]
+		p.SetReadDeadline(deadline)
+		buf := make([]byte, 65536)
+		n, _, err := p.ReadFrom(buf)
+		return string(buf[:n]), rootCause(err)
+	case "write":
+		c := conns[words[1]]
+		c.SetWriteDeadline(deadline)
+		_, err := c.Write([]byte(words[2]))
+		return "", rootCause(err)
+	case "read":
+		c := conns[words[1]]
+		c.SetReadDeadline(deadline)
+		buf := make([]byte, 65536)
+		n, err := c.Read(buf)
+		return string(buf[:n]), rootCause(err)
+	case "socket":
+		var family, kind, proto int
+		fmt.Sscan(strings.Join(words[1:], " "), &family, &kind, &proto)
+		fd, err := syscall.Socket(family, kind, proto)
+		if err != nil {
+			return "", err
+		}
+		return "", syscall.Close(fd)
+	case "setsockopt":
+		var family, level, name, length int
+		fmt.Sscan(strings.Join(words[1:], " "), &family, &level, &name, &length)
+		fd, err := syscall.Socket(family, syscall.SOCK_DGRAM, 0)
+		if err != nil {
+			return "", err
+		}
+		defer syscall.Close(fd)
+		return "", syscall.SetsockoptString(fd, level, name, string(make([]byte, length)))
+	}
+	return "", fmt.Errorf("agent does not know %q", words[0])
+}
+
+func echo(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer conn.Close()
+			io.Copy(conn, conn)
+		}()
+	}
+}
+
+// rootCause strips addresses, so that answers can be compared.
+func rootCause(err error) error {
+	for {
+		switch e := err.(type) {
+		case *net.OpError:
+			err = e.Err
+		case *os.SyscallError:
+			err = e.Err
+		default:
+			return err
+		}
+	}
+}
