@@ -207,7 +207,7 @@ int ag_egress(struct __sk_buff *skb)
 		p.to.direction = DIRECTION_INGRESS;
 		p.to.port = p.from_port;
 	}
-	report(task, &p.to, &d, &scene);
+	report(task, &p.to, &d, &scene, false);
 	if (d.allow)
 		return ALLOW;
 	return task && task->mode == MODE_AUDIT && task->state == STATE_LIVE ? ALLOW : DENY;

@@ -92,7 +92,7 @@ static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow
 	struct guard *guard = bpf_get_local_storage(&guards, 0);
 	struct sock *sk = untyped(ctx->sk);
 	struct decision d = {};
-	struct scene scene = {.hook = hook, .has_process = true};
+	struct scene scene = {.hook = hook};
 	struct task *task;
 
 	resolve_any(flow->addr);
@@ -111,7 +111,7 @@ static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow
 		return ALLOW; /* a further datagram of a flow on record */
 	scene.cookie = bpf_get_socket_cookie(ctx);
 	count_decision(task, &d);
-	report(task, flow, &d, &scene);
+	report(task, flow, &d, &scene, true);
 	if (!d.allow && task && task->mode == MODE_AUDIT) {
 		remember(ctx, guard, flow, hook);
 		return ALLOW;
@@ -168,9 +168,8 @@ static __always_inline int refuse(const struct task *task, struct scene *scene, 
 	struct decision d = {.reason = reason};
 	struct flow flow = {};
 
-	scene->has_process = true;
 	count_decision(task, &d);
-	report(task, &flow, &d, scene);
+	report(task, &flow, &d, scene, true);
 	return task && task->mode == MODE_AUDIT ? ALLOW : DENY;
 }
 

@@ -58,11 +58,13 @@ struct scene {
 	__u64 netns;
 	__u32 detail;
 	__u8 hook;
-	bool has_process; /* current acts; 6.1 has no way to name it in egress */
 };
 
+/* has_process: current is the process that acts. A constant at each call: 6.1
+ * refuses the helpers in egress even where they cannot be reached. */
 static __always_inline void report(const struct task *task, const struct flow *flow,
-			     const struct decision *d, const struct scene *scene)
+				   const struct decision *d, const struct scene *scene,
+				   const bool has_process)
 {
 	struct event *event;
 	__u64 wake = BPF_RB_NO_WAKEUP;
@@ -89,7 +91,7 @@ static __always_inline void report(const struct task *task, const struct flow *f
 		if (!d->allow && task->mode == MODE_AUDIT)
 			event->verdict = VERDICT_WOULD_DENY;
 	}
-	if (scene->has_process) {
+	if (has_process) {
 		event->pid = bpf_get_current_pid_tgid() >> 32;
 		event->uid = bpf_get_current_uid_gid();
 		bpf_get_current_comm(event->comm, sizeof(event->comm));

@@ -66,6 +66,7 @@ func Open(cfg Config) (*Kernel, error) {
 
 	k := &Kernel{pins: pins, guards: make(map[uint64]*Guard)}
 	if err := k.load(spec); err != nil {
+		pins.removeEmpty()
 		return nil, err
 	}
 	if err := k.open(); err != nil {

@@ -43,6 +43,13 @@ func openPins(dir string) (pins, error) {
 	return pins{dir}, nil
 }
 
+// removeEmpty takes the directories back if nothing was pinned in them.
+func (p pins) removeEmpty() {
+	if os.Remove(filepath.Join(p.dir, guardsDir)) == nil {
+		os.Remove(p.dir)
+	}
+}
+
 // ensureBPFFS makes sure that dir will be on a BPF file system.
 func ensureBPFFS(dir string) error {
 	on, err := onBPFFS(dir)
