@@ -301,6 +301,7 @@ func checkCompiled(in []Input, got Compiled, g generator) (allowed int, err erro
 
 // agree compares got with the rules for flows to addr.
 func agree(in []Input, got Compiled, addr netip.Addr, now uint64) error {
+	in, got = near(in, addr), lookup(got, as16(addr))
 	for _, dir := range []Direction{Egress, Ingress} {
 		for _, proto := range []Proto{TCP, UDP, ICMP} {
 			for _, port := range []uint16{1, 3, 5, 8, 20, 31, 2999, 65535} {
@@ -314,6 +315,42 @@ func agree(in []Input, got Compiled, addr netip.Addr, now uint64) error {
 		}
 	}
 	return nil
+}
+
+// near returns the rules with those of their destinations that hold addr.
+func near(in []Input, addr netip.Addr) []Input {
+	var out []Input
+	for _, rule := range in {
+		to := rule.Rule.To
+		rule.Rule.To = nil
+		for _, d := range to {
+			if d.Prefix.Contains(addr.Unmap()) {
+				rule.Rule.To = append(rule.Rule.To, d)
+			}
+		}
+		if rule.Rule.To != nil {
+			out = append(out, rule)
+		}
+	}
+	return out
+}
+
+// lookup returns what the kernel's maps find for addr: the hash entries with
+// that address, and the one longest prefix.
+func lookup(c Compiled, addr netip.Addr) Compiled {
+	found := Compiled{Prefixes: make([]Prefix, 1)}
+	for _, h := range c.Hosts {
+		if h.Addr == addr {
+			found.Hosts = append(found.Hosts, h)
+		}
+	}
+	longest := &found.Prefixes[0]
+	for _, p := range c.Prefixes {
+		if p.Prefix.Contains(addr) && (!longest.Prefix.IsValid() || p.Prefix.Bits() > longest.Prefix.Bits()) {
+			*longest = p
+		}
+	}
+	return found
 }
 
 type flow struct {
@@ -334,24 +371,17 @@ func linear(in []Input, f flow, now uint64) []uint32 {
 	return ids
 }
 
-// kernel looks f up as the kernel half does.
-func kernel(c Compiled, f flow, now uint64) (rule uint32, ok bool) {
+// kernel decides f as the kernel half does, with what lookup found.
+func kernel(found Compiled, f flow, now uint64) (rule uint32, ok bool) {
 	if f.proto == ICMP {
 		f.port = 0
 	}
-	key := HostKey{as16(f.addr), f.port, f.proto, f.dir}
-	for _, h := range c.Hosts {
-		if h.HostKey == key && live(h.Deadline, now) {
+	for _, h := range found.Hosts {
+		if h.HostKey == (HostKey{as16(f.addr), f.port, f.proto, f.dir}) && live(h.Deadline, now) {
 			return h.Rule, true
 		}
 	}
-	longest := Prefix{}
-	for _, p := range c.Prefixes {
-		if p.Prefix.Contains(key.Addr) && (!longest.Prefix.IsValid() || p.Prefix.Bits() > longest.Prefix.Bits()) {
-			longest = p
-		}
-	}
-	for _, r := range longest.Ranges {
+	for _, r := range found.Prefixes[0].Ranges {
 		if r.Proto == f.proto && r.Direction == f.dir && r.Lo <= f.port && f.port <= r.Hi && live(r.Deadline, now) {
 			return r.Rule, true
 		}

@@ -25,12 +25,19 @@ func ParseDestination(s string) (Destination, error) {
 	return d, nil
 }
 
+// maxText bounds a destination's text, and so its errors. The longest canonical
+// one has 440 bytes.
+const maxText = 2048
+
 func parseDestination(s string) (Destination, error) {
 	if s == "" {
 		return Destination{}, errors.New("empty destination; write for example 192.0.2.1:443")
 	}
 	if strings.ContainsFunc(s, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }) {
 		return Destination{}, errors.New("white space or an unprintable character in a destination; write for example 192.0.2.1:80,443")
+	}
+	if len(s) > maxText {
+		return Destination{}, fmt.Errorf("%d bytes, more than the %d of the longest destination; join ports into ranges", len(s), maxText)
 	}
 	proto, rest, err := cutScheme(s)
 	if err != nil {

@@ -140,6 +140,7 @@ func TestParseErrorLine(t *testing.T) {
 		{"duplicate name", minimal("a", "{}") + "---\n" + minimal("a", "{}"), 8, `metadata.name: "a" is also the name of the policy on line 3`},
 		{"error after an empty document", "---\n---\n" + minimal("a", "1"), 6, "spec: found the integer 1; expected an object"},
 		{"syntax errors in two documents", minimal("a", "[") + "---\n" + minimal("b", "}"), 4, "\ndir/p.yaml:9:"},
+		{"tag at the very end", minimal("a", "{}!")[:len(minimal("a", "{}!"))-1], 4, "tags"},
 		{"text after the end", minimal("a", "{}") + "... b\n", 5, "not valid YAML"},
 		{"no maxTTL", minimal("a", "{maxTTL: 0s}"), 4, `spec.maxTTL: 0s; expected a duration such as "90s"`},
 		{"negative maxTTL", minimal("a", "{maxTTL: -1h}"), 4, "expected a duration"},

@@ -33,12 +33,13 @@ type document struct {
 // recurses into nesting, and the process would not survive the end of the stack.
 //
 // The documents are cut apart here because the parser drops all that follows an
-// empty one.
+// empty one. Every text that the lexer sees ends in a newline because it drops a
+// lone ! at the very end.
 func parseYAML(data []byte, errs *report) []document {
 	if !plainText(data, errs) {
 		return nil
 	}
-	tokens := lexer.Tokenize(string(data))
+	tokens := lexer.Tokenize(string(data) + "\n")
 	if !plainTokens(tokens, errs) {
 		return nil
 	}
@@ -62,7 +63,7 @@ func parseYAML(data []byte, errs *report) []document {
 
 // appendDocument parses lines, before which the file has skipped others.
 func appendDocument(docs []document, lines []string, skipped int, errs *report) []document {
-	text := strings.Join(lines, "\n")
+	text := strings.Join(lines, "\n") + "\n"
 	if rest, ok := strings.CutPrefix(text, "---"); ok {
 		text = "   " + rest
 	}
