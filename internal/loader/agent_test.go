@@ -42,7 +42,7 @@ func startAgent(t *testing.T, dir *cgroup.Dir) *agent {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), agentMode+"=1")
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: dir.FD(), Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: dir.FD()}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -10,25 +10,31 @@ import (
 	"agentguard.dev/agentguard/internal/maps"
 )
 
-// hostServer is a TCP echo server outside any task.
-func hostServer(t *testing.T, network, addr string) string {
-	t.Helper()
-	l, err := net.Listen(network, addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go echo(l)
-	return l.Addr().String()
+// server is a TCP echo server outside any task.
+func (f *fixture) server(network, addr string) (listening string) {
+	f.t.Helper()
+	f.in(func() {
+		l, err := net.Listen(network, addr)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		f.t.Cleanup(func() { l.Close() })
+		go echo(l)
+		listening = l.Addr().String()
+	})
+	return listening
 }
 
-func hostPacket(t *testing.T, addr string) net.PacketConn {
-	t.Helper()
-	p, err := net.ListenPacket("udp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Close() })
+// packet is a UDP socket outside any task.
+func (f *fixture) packet(addr string) (p net.PacketConn) {
+	f.t.Helper()
+	f.in(func() {
+		var err error
+		if p, err = net.ListenPacket("udp", addr); err != nil {
+			f.t.Fatal(err)
+		}
+		f.t.Cleanup(func() { p.Close() })
+	})
 	return p
 }
 
@@ -37,8 +43,8 @@ const eperm = "operation not permitted"
 func TestConnect(t *testing.T) {
 	f := newFixture(t)
 	f.watch()
-	v4, v6 := hostServer(t, "tcp4", "127.0.0.1:0"), hostServer(t, "tcp6", "[::1]:0")
-	other := hostServer(t, "tcp4", "127.0.0.1:0")
+	v4, v6 := f.server("tcp4", "127.0.0.1:0"), f.server("tcp6", "[::1]:0")
+	other := f.server("tcp4", "127.0.0.1:0")
 	a := f.begin(nil, v4, v6)
 
 	a.want("ok", "dial a tcp %s", v4)
@@ -70,7 +76,7 @@ func TestConnect(t *testing.T) {
 
 func TestUDP(t *testing.T) {
 	f := newFixture(t)
-	p, q := hostPacket(t, "127.0.0.1:0"), hostPacket(t, "127.0.0.1:0")
+	p, q := f.packet("127.0.0.1:0"), f.packet("127.0.0.1:0")
 	a := f.begin(nil, "udp://"+p.LocalAddr().String())
 	a.want("ok", "packet u udp4 127.0.0.1:0")
 	a.want("ok", "sendto u %s one", p.LocalAddr())
@@ -98,10 +104,13 @@ func TestLoopbackBelongsToTheTask(t *testing.T) {
 		b.want(eperm, "dial x tcp %s", own)
 
 		// A connection from the host to the task's server works.
-		conn, err := net.Dial("tcp", own)
-		if err != nil {
-			t.Fatal(err)
-		}
+		var conn net.Conn
+		f.in(func() {
+			var err error
+			if conn, err = net.Dial("tcp", own); err != nil {
+				t.Fatal(err)
+			}
+		})
 		defer conn.Close()
 		conn.Write([]byte("from outside"))
 		buf := make([]byte, 100)

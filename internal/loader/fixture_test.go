@@ -48,13 +48,17 @@ func newFixture(t *testing.T) *fixture {
 	if err := f.Guard(f.guard, f.guard.Level()+1); err != nil {
 		t.Fatal(err)
 	}
-	ns, err := netns.Current()
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.ns = ns
-	t.Cleanup(func() { ns.Close() })
+	f.ns = newNamespace(t)
+	f.in(func() { raise(t, "lo") })
 	return f
+}
+
+// in runs fn in the fixture's network namespace, where its agents live.
+func (f *fixture) in(fn func()) {
+	f.t.Helper()
+	if err := f.ns.Do(func() error { fn(); return nil }); err != nil {
+		f.t.Fatal(err)
+	}
 }
 
 func openKernel(t *testing.T, cfg Config) *Kernel {
@@ -114,8 +118,15 @@ func (f *fixture) begin(change func(*maps.Task), allow ...string) *task {
 	}
 	k.allow(allow...)
 	k.put()
-	k.agent = startAgent(f.t, k.dir)
+	k.agent = f.agent(k.dir)
 	return k
+}
+
+// agent starts one in dir and in the fixture's network namespace.
+func (f *fixture) agent(dir *cgroup.Dir) (a *agent) {
+	f.t.Helper()
+	f.in(func() { a = startAgent(f.t, dir) })
+	return a
 }
 
 // allow replaces the policy of the task.
