@@ -3,6 +3,7 @@
 package cgroup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -189,13 +190,20 @@ func (d *Dir) isAt(up int, name string) (bool, error) {
 	return id == d.id, err
 }
 
+// removeBelow removes what it can and returns the first reason why some stays.
 func removeBelow(fd int) error {
-	return eachChild(fd, func(name string, child int) error {
-		if err := removeBelow(child); err != nil {
-			return err
+	var stays error
+	err := eachChild(fd, func(name string, child int) error {
+		err := removeBelow(child)
+		if err == nil {
+			err = unix.Unlinkat(fd, name, unix.AT_REMOVEDIR)
 		}
-		return unix.Unlinkat(fd, name, unix.AT_REMOVEDIR)
+		if err != nil && !gone(err) && stays == nil {
+			stays = err
+		}
+		return nil
 	})
+	return cmp.Or(err, stays)
 }
 
 func writeAt(fd int, name, content string) error {
