@@ -92,7 +92,7 @@ func (p *program) serve(ctx context.Context, config config, engine *task.Engine,
 		group.Go(func() error { return server.ServeProbes(ctx, probes) })
 	}
 	status := engine.Status()
-	log.Info("ready", "socket", socket.Addr().String(), "cgroup", status.Cgroup, "tasks", status.Tasks, "policies", status.Policies)
+	log.Info("ready", "socket", socket.Path(), "cgroup", status.Cgroup, "tasks", status.Tasks, "policies", status.Policies)
 	if err := notify("READY=1"); err != nil {
 		log.Warn("tell the service manager", "err", err)
 	}

@@ -44,8 +44,9 @@ type Config struct {
 // Server answers the API.
 type Server struct {
 	Config
-	probes *http.ServeMux // what may be asked without being an operator
-	routes *http.ServeMux
+	probes      *http.ServeMux // what may be asked without being an operator
+	routes      *http.ServeMux
+	bodyTimeout time.Duration
 }
 
 // The limits that keep a slow or hostile client from holding the daemon.
@@ -60,7 +61,7 @@ const (
 
 // New returns a Server that answers nothing until Serve.
 func New(config Config) *Server {
-	s := &Server{Config: config, probes: http.NewServeMux(), routes: http.NewServeMux()}
+	s := &Server{Config: config, probes: http.NewServeMux(), routes: http.NewServeMux(), bodyTimeout: bodyTimeout}
 	s.probes.HandleFunc("GET /healthz", s.healthz)
 	s.probes.HandleFunc("GET /readyz", s.readyz)
 	s.probes.Handle("GET /metrics", config.Metrics)

@@ -25,6 +25,7 @@ func (s *Server) audit(w http.ResponseWriter, r *http.Request) {
 	}
 	control := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "application/x-ndjson")
+	query.Damaged = func(file string, lines int) { s.Log.Warn("read the audit log", "file", file, "damaged lines", lines) }
 	lines := json.NewEncoder(w)
 	begun := false
 	write := func(record client.Record) error {

@@ -27,18 +27,20 @@ func (s *Server) bounded(next http.Handler) http.Handler {
 			return
 		}
 		control := http.NewResponseController(w)
-		control.SetReadDeadline(time.Now().Add(bodyTimeout))
+		control.SetReadDeadline(time.Now().Add(s.bodyTimeout))
 		data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-		control.SetReadDeadline(time.Time{})
 		var tooLarge *http.MaxBytesError
 		switch {
 		case errors.As(err, &tooLarge):
 			s.fail(w, r, invalid("the body is larger than %d bytes", maxBody))
 			return
 		case err != nil:
+			// The deadline stays: net/http reads what is left before it answers.
+			w.Header().Set("Connection", "close")
 			s.fail(w, r, invalid("read the body: %v", err))
 			return
 		}
+		control.SetReadDeadline(time.Time{})
 		r.Body = io.NopCloser(bytes.NewReader(data))
 		next.ServeHTTP(w, r)
 	})

@@ -37,6 +37,9 @@ func Listen(lock *Lock, group int) (*Socket, error) {
 	return &Socket{Listener: listener, path: path}, nil
 }
 
+// Path is where clients find the socket.
+func (s *Socket) Path() string { return s.path }
+
 // Remove stops listening and removes the socket.
 func (s *Socket) Remove() error {
 	closed := s.Listener.Close()
