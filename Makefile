@@ -7,6 +7,7 @@ SHELL := /bin/bash
 GO ?= go
 CLANG_FORMAT ?= clang-format-19
 FUZZTIME ?= 30s
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PREFIX ?= /usr/local
 DESTDIR ?=
 KERNELS := .cache/kernels
@@ -36,13 +37,17 @@ format: ## gofmt and clang-format everything
 verify: ## generated files in step with their sources, formatting, licences, vet
 	scripts/verify
 
+.PHONY: lint
+lint: ## staticcheck
+	$(GO) run $(STATICCHECK) ./...
+
 .PHONY: test-deps
 test-deps: ## install what the tests need, fetch the kernels
 	@scripts/test-deps
 	@$(GO) run ./test/vm/fetch $(KERNELS)
 
 .PHONY: test
-test: test-deps verify ## everything: on this machine, then on each kernel in a virtual machine
+test: test-deps verify lint ## everything: on this machine, then on each kernel in a virtual machine
 	@[ "$$(id -u)" = 0 ] || { echo "make test: the kernel tests need root" >&2; exit 1; }
 	$(GO) test -json -count=1 -p=1 -timeout=25m ./... | $(GO) run ./test/report
 

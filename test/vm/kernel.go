@@ -14,14 +14,14 @@ import (
 type Kernel struct {
 	Name    string // "6.1": the version, and the directory in the cache
 	Pattern string // regular expression for the name of its Debian package
-	Debian  string // the Debian release that carries it
+	Debian  string // a Debian release that has it
 }
 
 // Kernels returns the kernels that the tests run on, oldest first. What they lack stands in package feature.
 func Kernels() []Kernel {
 	return []Kernel{
 		{Name: "6.1", Pattern: `^linux-image-6\.1\.[0-9]+-[0-9]+-cloud-amd64$`, Debian: "bookworm"},
-		{Name: "6.12", Pattern: `^linux-image-6\.12\.[^-]+(-[0-9]+)?-cloud-amd64$`, Debian: "bookworm or trixie"},
+		{Name: "6.12", Pattern: `^linux-image-6\.12\.[^-]+(-[0-9]+)?-cloud-amd64$`, Debian: "bookworm"},
 	}
 }
 

@@ -14,6 +14,8 @@ type Package struct {
 // tests run in the package's directory, as under go test.
 func Packages() []Package {
 	return []Package{
-		{Path: "./test/vm/smoke", Tools: []string{"ip", "nft"}},
+		{Path: "./test/vm/smoke"},
+		{Path: "./internal/netns"},
+		{Path: "./internal/localaddr"},
 	}
 }

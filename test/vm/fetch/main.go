@@ -12,8 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strings"
 
 	"agentguard.dev/agentguard/test/vm"
 )
@@ -38,14 +36,7 @@ func fetchAll(cache string) error {
 		return err
 	}
 	for _, k := range vm.Kernels() {
-		err := fetch(k, cache)
-		if err != nil { // apt's lists may be missing, or older than the archive
-			if err := run(cache, "apt-get", "-q", "update"); err != nil {
-				return err
-			}
-			err = fetch(k, cache)
-		}
-		if err != nil {
+		if err := fetch(k, cache); err != nil {
 			return fmt.Errorf("fetch kernel %s: %w", k.Name, err)
 		}
 	}
@@ -56,65 +47,56 @@ func fetch(k vm.Kernel, cache string) error {
 	if _, err := k.Cached(cache); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	name, err := newest(k)
-	if err != nil {
-		return err
-	}
-	fmt.Println("fetching", name)
 	work, err := os.MkdirTemp(cache, k.Name+".")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(work)
-	if err := unpack(name, work); err != nil {
-		return err
-	}
-	return os.Rename(filepath.Join(work, "image"), filepath.Join(cache, k.Name))
-}
-
-// newest asks apt for the newest package of k.
-func newest(k vm.Kernel) (string, error) {
-	out, err := exec.Command("apt-cache", "pkgnames", "linux-image-").Output()
-	if err != nil {
-		return "", fmt.Errorf("list packages: %w", err)
-	}
-	pattern := regexp.MustCompile(k.Pattern)
-	best := ""
-	for name := range strings.FieldsSeq(string(out)) {
-		if !pattern.MatchString(name) {
-			continue
-		}
-		// A package can be known by name only; one that can be fetched has a record.
-		if exec.Command("apt-cache", "show", "--no-all-versions", name).Run() != nil {
-			continue
-		}
-		if best == "" || exec.Command("dpkg", "--compare-versions", name, "gt", best).Run() == nil {
-			best = name
-		}
-	}
-	if best == "" {
-		return "", fmt.Errorf("apt knows no package %s: add Debian %s to its sources", k.Pattern, k.Debian)
-	}
-	return best, nil
-}
-
-// unpack leaves in work/image what the tests use of a package.
-func unpack(name, work string) error {
-	for _, dir := range []string{"root", "image"} {
-		if err := os.Mkdir(filepath.Join(work, dir), 0o755); err != nil {
-			return err
-		}
-	}
-	if err := run(work, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", name); err != nil {
-		return err
-	}
-	archive, err := only(filepath.Join(work, "*.deb"))
+	image, err := fetchFromAny(k, work)
 	if err != nil {
 		return err
 	}
+	return os.Rename(image, filepath.Join(cache, k.Name))
+}
+
+// fetchFromAny looks where this machine's own packages come from, then in the Debian release that has k for certain. It
+// returns the unpacked image.
+func fetchFromAny(k vm.Kernel, work string) (string, error) {
+	image, err := fetchFrom(machineArchive(filepath.Join(work, "machine")), k)
+	if err == nil {
+		return image, nil
+	}
+	debian, releaseErr := releaseArchive(filepath.Join(work, "release"), k.Debian)
+	if releaseErr == nil {
+		image, releaseErr = fetchFrom(debian, k)
+	}
+	if releaseErr != nil {
+		return "", errors.Join(err, releaseErr)
+	}
+	return image, nil
+}
+
+func fetchFrom(a archive, k vm.Kernel) (string, error) {
+	name, err := a.newest(k.Pattern)
+	if err != nil {
+		return "", err
+	}
+	fmt.Println("fetching", name)
+	deb, err := a.download(name)
+	if err != nil {
+		return "", err
+	}
+	return unpack(deb, a.work)
+}
+
+// unpack leaves in a directory below work what the tests use of the package.
+func unpack(deb, work string) (string, error) {
 	root, image := filepath.Join(work, "root"), filepath.Join(work, "image")
-	if err := run(work, "dpkg-deb", "--extract", archive, root); err != nil {
-		return err
+	if err := os.Mkdir(image, 0o755); err != nil {
+		return "", err
+	}
+	if err := run(work, "dpkg-deb", "--extract", deb, root); err != nil {
+		return "", err
 	}
 	for pattern, to := range map[string]string{
 		"boot/vmlinuz-*":                "vmlinuz",
@@ -124,13 +106,13 @@ func unpack(name, work string) error {
 	} {
 		from, err := only(filepath.Join(root, pattern), filepath.Join(root, "usr", pattern))
 		if err != nil {
-			return err
+			return "", err
 		}
 		if err := os.Rename(from, filepath.Join(image, to)); err != nil {
-			return err
+			return "", err
 		}
 	}
-	return run(image, "find", "modules", "-name", "*.ko.xz", "-exec", "xz", "--decompress", "{}", "+")
+	return image, run(image, "find", "modules", "-name", "*.ko.xz", "-exec", "xz", "--decompress", "{}", "+")
 }
 
 // only returns the one file that matches any of the patterns.
