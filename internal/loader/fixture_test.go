@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
 	"agentguard.dev/agentguard/internal/cgroup"
 	"agentguard.dev/agentguard/internal/maps"
 	"agentguard.dev/agentguard/internal/netns"
@@ -214,4 +217,18 @@ func (f *fixture) local(addrs ...string) {
 	if err := f.Maps().LocalAddrs.Replace(f.ns.Cookie(), list); err != nil {
 		f.t.Fatal(err)
 	}
+}
+
+func linkProgram(t *testing.T, pin string) ebpf.ProgramID {
+	t.Helper()
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Program
 }
