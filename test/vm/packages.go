@@ -15,7 +15,9 @@ type Package struct {
 func Packages() []Package {
 	return []Package{
 		{Path: "./test/vm/smoke"},
+		{Path: "./internal/cgroup"},
 		{Path: "./internal/netns"},
 		{Path: "./internal/localaddr"},
+		{Path: "./internal/loader"},
 	}
 }
