@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -52,6 +53,8 @@ func (k *Kernel) Events(ctx context.Context, fn func(Event)) error {
 		return fmt.Errorf("open events: %w", err)
 	}
 	defer reader.Close()
+	flushed := k.flush.start(reader)
+	defer k.flush.stop()
 	var record ringbuf.Record
 	for ctx.Err() == nil {
 		reader.SetDeadline(time.Now().Add(pollInterval))
@@ -59,6 +62,13 @@ func (k *Kernel) Events(ctx context.Context, fn func(Event)) error {
 			err := reader.ReadInto(&record)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				break
+			}
+			if errors.Is(err, ringbuf.ErrFlushed) {
+				select {
+				case flushed <- struct{}{}:
+				default: // nobody waits any more
+				}
+				continue
 			}
 			if err != nil {
 				return fmt.Errorf("read events: %w", err)
@@ -71,6 +81,61 @@ func (k *Kernel) Events(ctx context.Context, fn func(Event)) error {
 		}
 	}
 	return nil
+}
+
+// flush lets others wait for the reader of events.
+type flush struct {
+	turn sync.Mutex // one at a time: the reader cannot tell two apart
+
+	mu     sync.Mutex
+	reader *ringbuf.Reader
+	done   chan struct{} // closed when the reader ends
+	caught chan struct{} // the reader has read what was there
+}
+
+func (f *flush) start(reader *ringbuf.Reader) chan<- struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reader, f.done, f.caught = reader, make(chan struct{}), make(chan struct{}, 1)
+	return f.caught
+}
+
+func (f *flush) stop() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.done)
+	f.reader = nil
+}
+
+// Flush returns when a running Events has handed over every decision made
+// before the call. If none runs it returns at once.
+func (k *Kernel) Flush(ctx context.Context) error {
+	f := &k.flush
+	f.turn.Lock()
+	defer f.turn.Unlock()
+	f.mu.Lock()
+	reader, done, caught := f.reader, f.done, f.caught
+	if reader == nil {
+		f.mu.Unlock()
+		return nil
+	}
+	select {
+	case <-caught: // of a call that gave up waiting
+	default:
+	}
+	err := reader.Flush()
+	f.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("flush events: %w", err)
+	}
+	select {
+	case <-caught:
+		return nil
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 const eventSize = int(unsafe.Sizeof(bpf.GuardEvent{}))

@@ -47,6 +47,7 @@ type Kernel struct {
 	guards  map[uint64]*Guard
 	sweep   sync.Mutex // the iterators' settings are global variables
 	sweeper sweeper
+	flush   flush
 }
 
 // Open loads the kernel half. Where one is pinned it takes over its maps and
