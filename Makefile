@@ -23,6 +23,11 @@ help: ## this list
 build: ## bin/agentguard; needs only Go
 	$(GO) build -trimpath -o bin/agentguard ./cmd/agentguard
 
+.PHONY: demo
+demo: build ## see it work, on local addresses, in half a minute; needs root
+	@$(GO) build -trimpath -o bin/demo ./test/demo
+	@bin/demo bin/agentguard
+
 .PHONY: generate
 generate: ## the BPF object and its Go types, with clang 19
 	@scripts/test-deps --check clang-19 llvm-strip-19 /usr/include/bpf/bpf_core_read.h /usr/include/linux/bpf.h
