@@ -19,6 +19,9 @@ type report struct {
 	passes int
 }
 
+// slow groups of tests are shown as they end, so that whoever waits sees something move.
+const slow = 5 // seconds
+
 type key struct{ pkg, test string }
 
 func newReport(out io.Writer) *report {
@@ -69,6 +72,8 @@ func (r *report) end(k key, e event) {
 	case "pass":
 		if !r.parent[k] {
 			r.passes++
+		} else if e.Elapsed >= slow {
+			fmt.Fprintf(r.out, "     %s (%.1fs)\n", k.test, e.Elapsed)
 		}
 	}
 }

@@ -18,9 +18,9 @@ func TestReport(t *testing.T) {
 {"Action":"run","Package":"p","Test":"TestA"}
 {"Action":"run","Package":"p","Test":"TestA/one"}
 {"Action":"pass","Package":"p","Test":"TestA/one"}
-{"Action":"pass","Package":"p","Test":"TestA"}
-{"Action":"pass","Package":"p","Elapsed":1.25}
-`, []string{"ok   p (1.2s)", "1 passed, 0 failed, 0 skipped"}, true},
+{"Action":"pass","Package":"p","Test":"TestA","Elapsed":7}
+{"Action":"pass","Package":"p","Elapsed":7.26}
+`, []string{"     TestA (7.0s)", "ok   p (7.3s)", "1 passed, 0 failed, 0 skipped"}, true},
 		{"failing and skipping", `
 {"Action":"start","Package":"p"}
 {"Action":"run","Package":"p","Test":"TestA"}
