@@ -16,11 +16,8 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-const (
-	maxBytes  = 32 << 20 // of a file
-	maxDepth  = 16       // of nested flow collections
-	maxIndent = 200      // columns in front of a block entry, which bound block nesting
-)
+// maxBytes bounds a file: 100,000 rules take about 3 MB.
+const maxBytes = 16 << 20
 
 // document is one YAML document of a file.
 type document struct {
@@ -130,43 +127,6 @@ func plainText(data []byte, errs *report) bool {
 		}
 		errs.add(&token.Position{Line: n + 1, Column: i + 1}, "", "%s; expected plain text", what)
 		return false
-	}
-	return true
-}
-
-// plainTokens reports whether the file keeps to the part of YAML that policy
-// files use.
-func plainTokens(tokens token.Tokens, errs *report) bool {
-	depth := 0
-	for _, t := range tokens {
-		unsupported := ""
-		switch t.Type {
-		case token.SequenceStartType, token.MappingStartType:
-			depth++
-		case token.SequenceEndType, token.MappingEndType:
-			depth--
-		case token.AliasType:
-			unsupported = "aliases (*name); a value that starts with * needs quotes"
-		case token.AnchorType:
-			unsupported = "anchors (&name); a value that starts with & needs quotes"
-		case token.TagType:
-			unsupported = "tags (!name); a value that starts with ! needs quotes"
-		case token.MergeKeyType:
-			unsupported = "merge keys (<<)"
-		case token.MappingKeyType:
-			unsupported = "complex keys (?)"
-		case token.DirectiveType:
-			unsupported = "directives (%NAME)"
-		}
-		if unsupported != "" {
-			errs.add(position(t), "", "policy files have no %s", unsupported)
-			return false
-		}
-		block := depth <= 0 && (t.Type == token.SequenceEntryType || t.Type == token.MappingValueType)
-		if depth > maxDepth || block && t.Position != nil && t.Position.Column > maxIndent {
-			errs.add(position(t), "", "nested too deeply; no policy needs that")
-			return false
-		}
 	}
 	return true
 }
