@@ -77,6 +77,12 @@ fuzz: ## every fuzz target for FUZZTIME (30s)
 .PHONY: install
 install: build ## into DESTDIR and PREFIX
 	install -D bin/agentguard $(DESTDIR)$(PREFIX)/bin/agentguard
+	install -D -m 644 cmd/agentguard/completion/agentguard.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/agentguard
+	install -D -m 644 cmd/agentguard/completion/agentguard.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_agentguard
+	install -D -m 644 cmd/agentguard/completion/agentguard.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/agentguard.fish
+	install -d $(DESTDIR)/etc/systemd/system
+	sed 's|/usr/local|$(PREFIX)|' packaging/agentguard.service > $(DESTDIR)/etc/systemd/system/agentguard.service
+	[ -e $(DESTDIR)/etc/agentguard/daemon.yaml ] || install -D -m 600 packaging/daemon.yaml $(DESTDIR)/etc/agentguard/daemon.yaml
 
 .PHONY: clean
 clean: ## what was built and fetched

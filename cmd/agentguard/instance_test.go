@@ -9,11 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	"agentguard.dev/agentguard/internal/api"
 	"agentguard.dev/agentguard/internal/cgroup"
 )
 
@@ -68,7 +71,9 @@ func (i instance) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		daemon.Process.Signal(os.Interrupt)
+		if err := daemon.Process.Signal(os.Interrupt); err != nil {
+			t.Errorf("stop the daemon: %v", err)
+		}
 		if err := daemon.Wait(); err != nil {
 			t.Errorf("daemon: %v\n%s", err, &log)
 		}
@@ -81,21 +86,37 @@ func (i instance) start(t *testing.T) {
 	}
 }
 
-// unload takes the instance out of the kernel when its daemon is gone, and
-// looks whether something is left.
+// unload takes the instance out of the kernel, stopping its daemon first if
+// one runs, and looks whether something is left.
 func (i instance) unload() error {
-	var out []byte
-	var err error
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		out, err = i.command("unload").CombinedOutput()
-		if err == nil || !strings.Contains(string(out), "running already") {
-			break
-		}
+	if err := i.stop(); err != nil {
+		return err
 	}
-	if err != nil {
+	if out, err := i.command("unload").CombinedOutput(); err != nil {
 		return fmt.Errorf("unload: %w\n%s", err, out)
 	}
 	return i.leftovers()
+}
+
+// stop terminates the daemon, if there is one, and waits for its end.
+func (i instance) stop() error {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		lock, err := api.LockRunDir(i.runDir)
+		if err == nil {
+			return lock.Close()
+		}
+		// The lock is held, so what stands in it is the id of a live process.
+		text, err := os.ReadFile(filepath.Join(i.runDir, "daemon.lock"))
+		if err != nil {
+			return err
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil {
+			continue // just being written
+		}
+		syscall.Kill(pid, syscall.SIGTERM)
+	}
+	return fmt.Errorf("the daemon of %s does not stop", i.runDir)
 }
 
 // leftovers names what is on the machine that unload should have removed.

@@ -13,8 +13,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// setupInstance gives a script an instance of its own, and a server on the
-// host (outside every task) at $SERVER that answers each line with itself.
+// setupInstance gives a script an instance of its own, and two servers on the
+// host, outside every task: $SERVER, which `flowing` and `silent` watch, and
+// $DENIED, which no script allows. They answer each line with itself.
 func setupInstance(env *testscript.Env) error {
 	guard, err := newInstance(env.WorkDir)
 	if err != nil {
@@ -28,12 +29,18 @@ func setupInstance(env *testscript.Env) error {
 		name, value, _ := strings.Cut(variable, "=")
 		env.Setenv(name, value)
 	}
+	other, err := newSink()
+	if err != nil {
+		return err
+	}
 	env.Setenv("SERVER", sink.address())
+	env.Setenv("DENIED", other.address())
 	env.Setenv("GUARD", guard.cgroup)
 	env.Values[sinkKey{}] = sink
 	env.Values[instanceKey{}] = guard
 	env.Defer(func() {
 		sink.close()
+		other.close()
 		if err := guard.unload(); err != nil {
 			env.T().Fatal(err)
 		}
