@@ -49,6 +49,21 @@ func (c *Client) Audit(ctx context.Context, query AuditQuery) iter.Seq2[Record, 
 	}
 }
 
+// ParseSince reads a time in the form of RFC 3339, or an age such as "10m"
+// before now. Empty is the zero time.
+func ParseSince(text string, now time.Time) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if age, err := time.ParseDuration(text); err == nil && age >= 0 {
+		return now.Add(-age), nil
+	}
+	if t, err := time.Parse(time.RFC3339Nano, text); err == nil {
+		return t, nil
+	}
+	return time.Time{}, fmt.Errorf("since %q: want a time such as 2026-01-02T15:04:05Z or an age such as 10m", text)
+}
+
 func (q AuditQuery) values() url.Values {
 	values := url.Values{}
 	if !q.Since.IsZero() {

@@ -70,8 +70,8 @@ func (p *program) records(ctx *cli.Context, follow bool) error {
 		return usageError{fmt.Sprintf("limit %d: want a positive number", query.Limit)}
 	}
 	var err error
-	if query.Since, err = sinceFlag(ctx.String("since"), time.Now()); err != nil {
-		return err
+	if query.Since, err = client.ParseSince(ctx.String("since"), time.Now()); err != nil {
+		return usageError{err.Error()}
 	}
 	daemon := p.client()
 	defer daemon.Close()
@@ -131,17 +131,4 @@ func (p *program) storedRecords(ctx context.Context, query client.AuditQuery) it
 			yield(client.Record{}, err)
 		}
 	}
-}
-
-func sinceFlag(text string, now time.Time) (time.Time, error) {
-	if text == "" {
-		return time.Time{}, nil
-	}
-	if age, err := time.ParseDuration(text); err == nil && age >= 0 {
-		return now.Add(-age), nil
-	}
-	if t, err := time.Parse(time.RFC3339Nano, text); err == nil {
-		return t, nil
-	}
-	return time.Time{}, usageError{fmt.Sprintf("since %q: want a time such as 2026-01-02T15:04:05Z or an age such as 10m", text)}
 }

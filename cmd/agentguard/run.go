@@ -24,7 +24,7 @@ func (p *program) runCommand() *cli.Command {
 		ArgsUsage: "-- CMD [ARG...]",
 		Description: `sudo agentguard run --allow 192.0.2.10:443 -- ./my-agent
 sudo agentguard run --allow '[2001:db8::/32]:8000-8100' --ttl 10m -- make test
-sudo agentguard run --agent coder --purpose "fix #12" -- claude
+sudo agentguard run --agent coder --purpose "fix #12" -- ./my-agent
 
 ` + destinationHelp + `
 
@@ -38,6 +38,14 @@ its connections are cut, and what it started is killed. The exit code is the com
 		Action: p.run,
 	}
 }
+
+// nothing is the policy of a `run` without one: a command cut off from all but
+// itself.
+const nothing = `apiVersion: agentguard.dev/v1alpha1
+kind: AgentPolicy
+metadata: {name: nothing}
+spec: {}
+`
 
 func drainFlag() cli.Flag {
 	return &cli.DurationFlag{Name: "drain", Value: 5 * time.Second, Usage: "when the command exits, wait up to `TIME` for what it has written to be sent"}
@@ -54,6 +62,9 @@ func (p *program) run(ctx *cli.Context) error {
 	request, err := beginRequest(ctx)
 	if err != nil {
 		return guardError{err}
+	}
+	if request.Agent == "" && request.Policy == "" && len(request.Allow) == 0 {
+		request.Policy = nothing
 	}
 	host, err := p.host(ctx.Context)
 	if err != nil {

@@ -66,7 +66,7 @@ func auditQuery(r *http.Request, now time.Time) (query audit.Query, follow bool,
 		Task: values.Get("task"), Agent: values.Get("agent"),
 		Verdict: values.Get("verdict"), Kind: values.Get("kind"),
 	}
-	if query.Since, err = since(values.Get("since"), now); err == nil {
+	if query.Since, err = client.ParseSince(values.Get("since"), now); err == nil {
 		query.Limit, err = limit(values.Get("limit"))
 	}
 	if err == nil {
@@ -81,20 +81,6 @@ func auditQuery(r *http.Request, now time.Time) (query audit.Query, follow bool,
 		return query, false, invalid("%v", err)
 	}
 	return query, follow, nil
-}
-
-// since takes a time or an age.
-func since(text string, now time.Time) (time.Time, error) {
-	if text == "" {
-		return time.Time{}, nil
-	}
-	if t, err := time.Parse(time.RFC3339Nano, text); err == nil {
-		return t, nil
-	}
-	if age, err := time.ParseDuration(text); err == nil && age >= 0 {
-		return now.Add(-age), nil
-	}
-	return time.Time{}, invalid("since %q: want a time such as 2026-01-02T15:04:05Z or an age such as 10m", text)
 }
 
 func limit(text string) (int, error) {
