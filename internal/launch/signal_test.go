@@ -126,15 +126,20 @@ func state(t *testing.T, pid int) string {
 func TestTerminalSignalsOnce(t *testing.T) {
 	d := scratch(t)
 	keyboard, tty := pty(t)
-	l := launch(t, d, `n=0; trap 'n=$((n+1)); echo int' INT; trap 'echo $n' USR1; `+rest, func(cmd *exec.Cmd) {
+	l := launch(t, d, `n=0; trap 'n=$((n+1)); echo int' INT; trap 'echo cont' CONT; trap 'echo $n' USR1; `+rest, func(cmd *exec.Cmd) {
 		cmd.Stdin = tty
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	})
+	// Stopped, the launcher acts on ^C only after the command has dealt with its
+	// own: two at once would merge into one.
+	l.signal(t, unix.SIGSTOP)
+	until(t, "the launcher has stopped", func() bool { return state(t, l.Process.Pid) == "T" })
 	if _, err := keyboard.Write([]byte{3}); err != nil { // ^C
 		t.Fatal(err)
 	}
 	l.expect(t, "int")
-	// Sent to the launcher afterwards, it arrives after whatever that made of ^C.
+	l.signal(t, unix.SIGCONT)
+	l.expect(t, "cont")
 	l.signal(t, unix.SIGUSR1)
 	l.expect(t, "1")
 	// SIGTERM no terminal sends, so it is passed on here too.
