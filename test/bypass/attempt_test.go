@@ -66,6 +66,11 @@ func runAttempt(name string) int {
 // payload is what techniques send: the token, and more to fill it up.
 func (a *attempt) payload() []byte { return []byte(a.token + " is not for you\n") }
 
+// numbered is the payload of the i-th time.
+func (a *attempt) numbered(i int) []byte {
+	return fmt.Appendf(nil, "%s for the %dth time\n", a.token, i)
+}
+
 // say tells the test something in one write, which a pipe keeps whole.
 func (a *attempt) say(line string) { os.Stdout.WriteString(line + "\n") }
 

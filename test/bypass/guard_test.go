@@ -57,8 +57,8 @@ type guardedTask interface {
 	grant(destination string, ttl time.Duration) error
 	revoke(destination string) error
 	apply(spec) error // another policy
-	sweep() error     // destroys the sockets of what has expired
-	close() error     // ends it and removes its cgroup
+	deadline() time.Time
+	close() error // ends it and removes its cgroup
 }
 
 // kernelGuard drives the kernel half by itself.
@@ -140,6 +140,7 @@ func (g *kernelGuard) begin(s spec) (guardedTask, error) {
 	k := &kernelTask{guard: g, dir: dir, record: maps.Task{Number: g.next, Policy: g.next + 1, State: maps.StateLive}, granted: map[string]uint64{}}
 	if s.ttl > 0 {
 		k.record.Deadline = loader.Now() + uint64(s.ttl)
+		k.until = time.Now().Add(s.ttl)
 	}
 	if err := k.apply(s); err != nil {
 		return nil, err
@@ -157,7 +158,10 @@ type kernelTask struct {
 	dir     *cgroup.Dir
 	record  maps.Task
 	granted map[string]uint64 // destination to deadline
+	until   time.Time
 }
+
+func (k *kernelTask) deadline() time.Time { return k.until }
 
 func (k *kernelTask) cgroup() *cgroup.Dir { return k.dir }
 

@@ -107,6 +107,20 @@ func (p *process) expect(prefix string) (string, error) {
 	}
 }
 
+// forget drops the lines that have been said and not heard.
+func (p *process) forget() {
+	for {
+		select {
+		case _, ok := <-p.lines:
+			if !ok {
+				return
+			}
+		default:
+			return
+		}
+	}
+}
+
 func (p *process) tell(line string) error {
 	_, err := io.WriteString(p.stdin, line+"\n")
 	return err

@@ -55,11 +55,7 @@ func processes() []technique {
 			})
 		}).needing(userNamespaces()),
 		plain("proc-subcgroup", "a cgroup below the task's own", root, func(a *attempt) error {
-			dir, err := belowOwn()
-			if err != nil {
-				return err
-			}
-			if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0); err != nil {
+			if err := moveBelowOwn(); err != nil {
 				return err
 			}
 			return denied(a)
@@ -119,6 +115,15 @@ func daemon(*attempt) error {
 
 func mapping() []syscall.SysProcIDMap {
 	return []syscall.SysProcIDMap{{ContainerID: 0, HostID: nobody, Size: 1}}
+}
+
+// moveBelowOwn moves the process into a new cgroup below its own.
+func moveBelowOwn() error {
+	dir, err := belowOwn()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0)
 }
 
 // belowOwn makes a cgroup below that of the process.

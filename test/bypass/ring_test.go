@@ -15,13 +15,14 @@ const (
 	ringNop     = 0
 	ringSendmsg = 9
 	ringConnect = 16
-	ringWrite   = 23
+	ringTimeout = 11
 	ringSend    = 26
 	ringSocket  = 45
 	ringSendZC  = 47
 
-	ringLink  = 1 << 2 // IOSQE_IO_LINK
-	ringAsync = 1 << 4 // IOSQE_ASYNC
+	ringLink     = 1 << 2 // IOSQE_IO_LINK
+	ringHardLink = 1 << 3 // IOSQE_IO_HARDLINK: goes on after a failure
+	ringAsync    = 1 << 4 // IOSQE_ASYNC
 
 	ringPoll = 1 << 1 // IORING_SETUP_SQPOLL
 )
@@ -171,6 +172,16 @@ func (r *ring) run() ([]int32, error) {
 		}
 	}
 	return results, failed
+}
+
+// submit hands over what is queued and waits for nothing.
+func (r *ring) submit() error {
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.queued), 0, 0, 0, 0)
+	r.queued = 0
+	if errno != 0 {
+		return step("io_uring_enter", errno)
+	}
+	return nil
 }
 
 // supports asks the kernel for its operations.

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -25,7 +26,8 @@ type trial struct {
 	technique technique
 	token     string
 	process   *process
-	others    []*process // of other tasks
+	others    []*process   // of other tasks
+	peer      net.Listener // a peer in the sink that this trial alone has
 	cleanup   []func() error
 }
 
@@ -46,10 +48,14 @@ func newToken() string {
 func (l *lab) try(t technique, g guard) (result, error) {
 	r := &trial{lab: l, guard: g, guarded: g != nil, technique: t, token: newToken()}
 	res, err := r.run()
+	return res, errors.Join(err, r.clean())
+}
+
+func (r *trial) clean() (err error) {
 	for i := len(r.cleanup) - 1; i >= 0; i-- {
 		err = errors.Join(err, r.cleanup[i]())
 	}
-	return res, err
+	return err
 }
 
 func (r *trial) run() (res result, err error) {
