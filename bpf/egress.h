@@ -132,6 +132,10 @@ static __always_inline void judge_packet(struct __sk_buff *skb, struct bpf_sock 
 					 struct decision *d)
 {
 	d->reason = REASON_NO_RULE; /* deny unless something below allows */
+	/* Bound to a device, a packet for 127.0.0.1 leaves the machine: a rule
+	 * for a loopback address means this machine's. */
+	if (skb->ifindex != LOOPBACK_IFINDEX && is_loopback(p->to.addr))
+		return;
 	if (find_rule(task, &p->to, d))
 		return;
 	if (skb->ifindex == LOOPBACK_IFINDEX) {

@@ -37,26 +37,23 @@ type agent struct {
 	out *bufio.Reader
 }
 
-func startAgent(t *testing.T, dir *cgroup.Dir) *agent {
-	t.Helper()
+func startAgent(dir *cgroup.Dir) (*agent, error) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), agentMode+"=1")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: dir.FD()}
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		t.Fatalf("start agent in %s: %v", dir.Path(), err)
+		return nil, fmt.Errorf("start agent in %s: %w", dir.Path(), err)
 	}
-	a := &agent{t, cmd, in, bufio.NewReader(out)}
-	t.Cleanup(a.stop)
-	return a
+	return &agent{cmd: cmd, in: in, out: bufio.NewReader(out)}, nil
 }
 
 func (a *agent) stop() {

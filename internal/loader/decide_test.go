@@ -11,30 +11,20 @@ import (
 )
 
 // server is a TCP echo server outside any task.
-func (f *fixture) server(network, addr string) (listening string) {
+func (f *fixture) server(network, addr string) string {
 	f.t.Helper()
-	f.in(func() {
-		l, err := net.Listen(network, addr)
-		if err != nil {
-			f.t.Fatal(err)
-		}
-		f.t.Cleanup(func() { l.Close() })
-		go echo(l)
-		listening = l.Addr().String()
-	})
-	return listening
+	var l net.Listener
+	f.in(func() (err error) { l, err = net.Listen(network, addr); return err })
+	f.t.Cleanup(func() { l.Close() })
+	go echo(l)
+	return l.Addr().String()
 }
 
 // packet is a UDP socket outside any task.
 func (f *fixture) packet(addr string) (p net.PacketConn) {
 	f.t.Helper()
-	f.in(func() {
-		var err error
-		if p, err = net.ListenPacket("udp", addr); err != nil {
-			f.t.Fatal(err)
-		}
-		f.t.Cleanup(func() { p.Close() })
-	})
+	f.in(func() (err error) { p, err = net.ListenPacket("udp", addr); return err })
+	f.t.Cleanup(func() { p.Close() })
 	return p
 }
 
@@ -105,12 +95,7 @@ func TestLoopbackBelongsToTheTask(t *testing.T) {
 
 		// A connection from the host to the task's server works.
 		var conn net.Conn
-		f.in(func() {
-			var err error
-			if conn, err = net.Dial("tcp", own); err != nil {
-				t.Fatal(err)
-			}
-		})
+		f.in(func() (err error) { conn, err = net.Dial("tcp", own); return err })
 		defer conn.Close()
 		conn.Write([]byte("from outside"))
 		buf := make([]byte, 100)

@@ -52,14 +52,15 @@ func newFixture(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	f.ns = newNamespace(t)
-	f.in(func() { raise(t, "lo") })
+	f.in(func() error { return raise("lo") })
 	return f
 }
 
-// in runs fn in the fixture's network namespace, where its agents live.
-func (f *fixture) in(fn func()) {
+// in runs fn in the fixture's network namespace, where its agents live. It runs
+// on another goroutine, so fn returns its error instead of failing the test.
+func (f *fixture) in(fn func() error) {
 	f.t.Helper()
-	if err := f.ns.Do(func() error { fn(); return nil }); err != nil {
+	if err := f.ns.Do(fn); err != nil {
 		f.t.Fatal(err)
 	}
 }
@@ -128,7 +129,9 @@ func (f *fixture) begin(change func(*maps.Task), allow ...string) *task {
 // agent starts one in dir and in the fixture's network namespace.
 func (f *fixture) agent(dir *cgroup.Dir) (a *agent) {
 	f.t.Helper()
-	f.in(func() { a = startAgent(f.t, dir) })
+	f.in(func() (err error) { a, err = startAgent(dir); return err })
+	a.t = f.t
+	f.t.Cleanup(a.stop)
 	return a
 }
 

@@ -3,6 +3,11 @@
 package loader
 
 import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"testing"
@@ -18,26 +23,26 @@ import (
 func newVeth(t *testing.T, here *netns.Handle) *netns.Handle {
 	t.Helper()
 	far := newNamespace(t)
-	in := func(ns *netns.Handle, fn func()) {
-		if err := ns.Do(func() error { fn(); return nil }); err != nil {
-			t.Fatal(err)
-		}
-	}
-	in(here, func() {
+	err := here.Do(func() error {
 		link := &netlink.Veth{
 			LinkAttrs:     netlink.LinkAttrs{Name: "eth0"},
 			PeerName:      "eth0",
 			PeerNamespace: netlink.NsFd(far.FD()),
 		}
 		if err := netlink.LinkAdd(link); err != nil {
-			t.Fatalf("add veth: %v", err)
+			return fmt.Errorf("add veth: %w", err)
 		}
-		raise(t, "eth0", "192.0.2.1/24", "2001:db8::1/64")
+		return raise("eth0", "192.0.2.1/24", "2001:db8::1/64")
 	})
-	in(far, func() {
-		raise(t, "eth0", "192.0.2.2/24", "2001:db8::2/64")
-		raise(t, "lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = far.Do(func() error {
+		return errors.Join(raise("eth0", "192.0.2.2/24", "2001:db8::2/64"), raise("lo"))
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	return far
 }
 
@@ -68,29 +73,41 @@ func newNamespace(t *testing.T) *netns.Handle {
 
 // raise gives a link its addresses and brings it up, without waiting for
 // duplicate address detection.
-func raise(t *testing.T, name string, addrs ...string) {
-	t.Helper()
+func raise(name string, addrs ...string) error {
 	if len(addrs) > 0 {
 		dad := "/proc/sys/net/ipv6/conf/" + name + "/accept_dad"
 		if err := os.WriteFile(dad, []byte("0"), 0); err != nil {
-			t.Fatal(err)
+			return err
 		}
 	}
 	l, err := netlink.LinkByName(name)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	for _, text := range addrs {
 		addr, err := netlink.ParseAddr(text)
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		addr.Flags |= 0x02 // IFA_F_NODAD
 		if err := netlink.AddrAdd(l, addr); err != nil {
-			t.Fatalf("add %s to %s: %v", text, name, err)
+			return fmt.Errorf("add %s to %s: %w", text, name, err)
 		}
 	}
-	if err := netlink.LinkSetUp(l); err != nil {
-		t.Fatal(err)
+	return netlink.LinkSetUp(l)
+}
+
+// route sends a prefix by a gateway.
+func route(prefix, gateway string) error {
+	_, to, err := net.ParseCIDR(prefix)
+	if err != nil {
+		return err
 	}
+	return netlink.RouteAdd(&netlink.Route{Dst: to, Gw: net.ParseIP(gateway)})
+}
+
+// nativeWord is an IPv4 address as programs find it in a context.
+func nativeWord(addr netip.Addr) uint32 {
+	b := addr.As4()
+	return binary.NativeEndian.Uint32(b[:])
 }
