@@ -37,7 +37,10 @@ type Fold struct {
 	tasks map[string]int
 }
 
-type foldKey struct{ task, verdict, reason, dest string }
+type foldKey struct {
+	task, verdict, reason, dest string
+	rest                        bool // everything beyond MaxTask
+}
 
 type folded struct {
 	key     foldKey
@@ -67,12 +70,12 @@ func (f *Fold) Add(now time.Time, r client.Record) []client.Record {
 	if r.Kind != "decision" {
 		return append(out, r)
 	}
-	key := foldKey{r.Task, r.Verdict, r.Reason, r.Dest}
+	key := foldKey{task: r.Task, verdict: r.Verdict, reason: r.Reason, dest: r.Dest}
 	if f.count(key, r) {
 		return out
 	}
 	if f.tasks[r.Task] >= f.opt.MaxTask {
-		key = foldKey{task: r.Task, verdict: r.Verdict}
+		key = foldKey{task: r.Task, verdict: r.Verdict, rest: true}
 		if f.count(key, r) {
 			return out
 		}
@@ -151,7 +154,7 @@ func (f *Fold) forget(e *list.Element) {
 func (f *Fold) summary(d *folded) client.Record {
 	r := d.last
 	r.Count = d.repeats
-	if d.key.reason == "" && d.key.dest == "" && (r.Reason != "" || r.Dest != "") {
+	if d.key.rest {
 		r.Reason, r.Dest, r.Rule, r.Hint = "", "", "", ""
 		r.Detail = fmt.Sprintf("more than %d different decisions in %v", f.opt.MaxTask, f.opt.Window)
 	}

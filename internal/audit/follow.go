@@ -44,14 +44,17 @@ func Follow(ctx context.Context, dir string, q Query, fn func(client.Record) err
 
 // follow delivers what was written since the last time.
 func (m *merge) follow(q Query, fn func(client.Record) error) error {
-	vanished, err := m.refresh()
-	if err != nil {
+	if err := m.refresh(); err != nil {
 		return err
 	}
+	deleted := m.deleted() // before reading: what is written later is not missed
 	if err := m.drain(filter(q, fn)); err != nil {
 		return err
 	}
-	for _, id := range vanished {
+	for _, s := range m.sources {
+		s.report(q)
+	}
+	for _, id := range deleted {
 		s := m.sources[id]
 		s.finish(q)
 		s.close()

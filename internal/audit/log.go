@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -114,10 +113,15 @@ func (l *Log) append(r client.Record) error {
 	if err := l.encodeLost(&buf, r.Time); err != nil {
 		return err
 	}
+	lost := buf.Len()
 	if err := encodeLine(&buf, r); err != nil {
 		return err
 	}
-	return l.write(buf.Bytes())
+	n, err := l.write(buf.Bytes())
+	if err != nil && lost > 0 && n >= lost {
+		l.lost = 0 // that much has been said
+	}
+	return err
 }
 
 // encodeLost appends the record of what was lost, if anything was.
@@ -134,13 +138,16 @@ func (l *Log) encodeLost(buf *bytes.Buffer, now time.Time) error {
 	})
 }
 
-// write puts whole lines at the end of the file that is to take them.
-func (l *Log) write(lines []byte) error {
+// write puts whole lines at the end of the file that is to take them. It returns
+// how many bytes of them it wrote.
+func (l *Log) write(lines []byte) (int, error) {
 	if err := l.ready(int64(len(lines))); err != nil {
-		return err
+		return 0, err
 	}
+	mend := 0
 	if l.torn {
 		lines = append([]byte{'\n'}, lines...)
+		mend = 1
 	}
 	n, err := unix.Write(int(l.f.Fd()), lines) // once: os.File would go on after a part
 	for errors.Is(err, unix.EINTR) {
@@ -148,7 +155,7 @@ func (l *Log) write(lines []byte) error {
 	}
 	if err == nil && n == len(lines) {
 		l.torn = false
-		return nil
+		return n - mend, nil
 	}
 	if n > 0 {
 		l.torn = true
@@ -156,7 +163,7 @@ func (l *Log) write(lines []byte) error {
 	if err == nil {
 		err = unix.ENOSPC // what a short write of a file means
 	}
-	return fmt.Errorf("write: %w", err)
+	return max(n-mend, 0), fmt.Errorf("write: %w", err)
 }
 
 // ready makes l.f the file that the next size bytes go to.
@@ -234,14 +241,14 @@ func (l *Log) Close() error {
 	if l.lost > 0 {
 		var buf bytes.Buffer
 		if err = l.encodeLost(&buf, l.opt.Now().UTC()); err == nil {
-			err = l.write(buf.Bytes())
+			_, err = l.write(buf.Bytes())
 		}
 	}
 	if l.f != nil {
 		err = errors.Join(err, l.f.Sync(), l.f.Close())
 	}
 	if err != nil {
-		return fmt.Errorf("close audit log %s: %w", filepath.Join(l.dir, l.name+suffix), err)
+		return fmt.Errorf("close audit log %s: %w", l.path(), err)
 	}
 	return nil
 }

@@ -6,11 +6,13 @@ import (
 	"cmp"
 	"container/heap"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"slices"
 
 	"agentguard.dev/agentguard/client"
+	"golang.org/x/sys/unix"
 )
 
 // merge reads all logs of a directory together. Its files stay open, so that
@@ -22,51 +24,71 @@ type merge struct {
 
 type inode struct{ dev, ino uint64 }
 
+func inodeOf(st unix.Stat_t) inode { return inode{uint64(st.Dev), st.Ino} }
+
 func openMerge(dir string) (*merge, error) {
 	m := &merge{dir: dir, sources: map[inode]*source{}}
-	if _, err := m.refresh(); err != nil {
+	if err := m.refresh(); err != nil {
 		m.close()
 		return nil, err
 	}
 	return m, nil
 }
 
-// refresh takes up new files and new names of known ones. It returns those that
-// are no longer in the directory, which the caller reads to the end and drops.
-func (m *merge) refresh() (vanished []inode, err error) {
+// refresh takes up new files and new names of known ones. A rotation meanwhile
+// can hide a file from the listing, so it looks until two listings agree.
+func (m *merge) refresh() error {
 	files, err := listFiles(m.dir)
+	for err == nil {
+		for _, file := range files {
+			if err := m.take(file); err != nil && !missing(err) {
+				return err
+			}
+		}
+		before := files
+		if files, err = listFiles(m.dir); slices.Equal(before, files) {
+			return err
+		}
+	}
+	return err
+}
+
+// deleted returns the files that no directory holds any more.
+func (m *merge) deleted() []inode {
+	var gone []inode
+	for id, s := range m.sources {
+		if st, err := stat(s.f); err == nil && st.Nlink == 0 {
+			gone = append(gone, id)
+		}
+	}
+	return gone
+}
+
+// take opens a file unless it is open already, perhaps under another name.
+func (m *merge) take(file logFile) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(file.path, &st); err != nil {
+		return fmt.Errorf("stat audit log %s: %w", file.path, err)
+	}
+	if known, ok := m.sources[inodeOf(st)]; ok {
+		known.logFile = file
+		return nil
+	}
+	s, err := openSource(file)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	found := map[inode]bool{}
-	for _, file := range files {
-		s, err := openSource(file)
-		if missing(err) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		st, err := stat(s.f)
-		if err != nil {
-			s.close()
-			return nil, err
-		}
-		id := inode{uint64(st.Dev), st.Ino}
-		found[id] = true
-		if known, ok := m.sources[id]; ok {
-			known.logFile = file
-			s.close()
-		} else {
-			m.sources[id] = s
-		}
+	if st, err = stat(s.f); err != nil {
+		s.close()
+		return err
 	}
-	for id := range m.sources {
-		if !found[id] {
-			vanished = append(vanished, id)
-		}
+	if known, ok := m.sources[inodeOf(st)]; ok { // renamed between the two looks
+		s.close()
+		known.logFile = file
+		return nil
 	}
-	return vanished, nil
+	m.sources[inodeOf(st)] = s
+	return nil
 }
 
 // drain calls fn with every record that is there and was not read yet, by time;

@@ -17,8 +17,8 @@ type Query struct {
 	// still from old to new. For Follow it counts those that were there at its
 	// start. 0 is no limit.
 	Limit int
-	// Damaged is told of the lines that could not be read, at the end of each
-	// file that has some. It may be nil.
+	// Damaged is told how many lines of a file could not be read and were
+	// skipped. It may be nil.
 	Damaged func(file string, lines int)
 }
 

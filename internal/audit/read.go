@@ -100,6 +100,11 @@ func (s *source) finish(q Query) {
 		s.damaged++
 		s.pending, s.tooLong = nil, false
 	}
+	s.report(q)
+}
+
+// report tells of the damaged lines found since the last time.
+func (s *source) report(q Query) {
 	if s.damaged > 0 && q.Damaged != nil {
 		q.Damaged(s.path, s.damaged)
 	}

@@ -29,7 +29,6 @@ func (l *Log) rotate(st unix.Stat_t) {
 		return
 	}
 	// Otherwise another writer has put it aside before.
-	l.f.Sync()
 	l.f.Close()
 	l.f = nil
 	l.prune()

@@ -18,7 +18,7 @@ import (
 // What a task could choose is quoted where it could drive a terminal or pass for
 // something else.
 func Text(r client.Record) string {
-	parts := []string{fmt.Sprintf("%-5s", label(r))}
+	parts := []string{label(r)}
 	if who := who(r); who != "" {
 		parts = append(parts, who)
 	}
@@ -45,6 +45,9 @@ func who(r client.Record) string {
 
 func what(r client.Record) string {
 	var words []string
+	if r.Kind == "lost" {
+		words = append(words, fmt.Sprintf("%d records", r.Count))
+	}
 	if r.Process != "" || r.PID != 0 {
 		words = append(words, fmt.Sprintf("%s[%d]", plain(r.Process), r.PID))
 	}
@@ -55,8 +58,12 @@ func what(r client.Record) string {
 		words = append(words, printable(dest(r.Dest)))
 	}
 	text := strings.Join(words, " ")
-	for _, s := range []string{r.Reason, r.Detail, r.Purpose} {
-		if s == "" || s == r.Purpose && r.Kind == "decision" {
+	said := []string{r.Reason, r.Detail}
+	if r.Kind != "decision" {
+		said = append(said, r.Purpose)
+	}
+	for _, s := range said {
+		if s == "" {
 			continue
 		}
 		if text != "" {
@@ -67,7 +74,7 @@ func what(r client.Record) string {
 	if r.Kind == "decision" && r.Verdict == "allow" && r.Rule != "" {
 		text += " by " + printable(r.Rule)
 	}
-	if r.Count > 0 {
+	if r.Count > 0 && r.Kind != "lost" {
 		text += fmt.Sprintf(" (%d times)", r.Count)
 	}
 	return text
