@@ -68,8 +68,9 @@ type Prefix struct {
 }
 
 // Compile turns rules into map entries that allow what any of the rules, looked
-// at one by one, allows. An IPv6 prefix never covers IPv4 addresses. The error
-// names the prefix that needs more than MaxRanges ranges.
+// at one by one, allows. An IPv6 prefix never covers IPv4 addresses, and only a
+// prefix within 127.0.0.0/8 or ::1 covers loopback ones. The error names the
+// prefix that needs more than MaxRanges ranges.
 func Compile(in []Input) (Compiled, error) {
 	hosts := make(map[HostKey]Host)
 	ranges := make(map[netip.Prefix][]Range)

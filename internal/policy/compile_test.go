@@ -61,24 +61,43 @@ func TestCompile(t *testing.T) {
 			in:   inputs(t, "[::/0]:443", "10.0.0.0/8:80"),
 			prefixes: []Prefix{
 				entry("::/0", tcp(1, 443, 443)),
+				entry("::1/128"),
 				entry("::ffff:0:0/96"),
 				entry("::ffff:10.0.0.0/104", tcp(2, 80, 80)),
 			},
 		},
 		{
-			name:     "IPv4 /0 needs no empty entry",
-			in:       inputs(t, "[::/0]:443", "0.0.0.0/0:80"),
-			prefixes: []Prefix{entry("::/0", tcp(1, 443, 443)), entry("::ffff:0:0/96", tcp(2, 80, 80))},
+			name: "IPv4 /0 needs no empty entry",
+			in:   inputs(t, "[::/0]:443", "0.0.0.0/0:80"),
+			prefixes: []Prefix{
+				entry("::/0", tcp(1, 443, 443)), entry("::1/128"),
+				entry("::ffff:0:0/96", tcp(2, 80, 80)), entry("::ffff:127.0.0.0/104"),
+			},
 		},
 		{
 			name:     "an IPv6 prefix beside IPv4 needs no empty entry",
 			in:       inputs(t, "[2000::/3]:443", "[::/96]:1"),
-			prefixes: []Prefix{entry("::/96", tcp(2, 1, 1)), entry("2000::/3", tcp(1, 443, 443))},
+			prefixes: []Prefix{entry("::/96", tcp(2, 1, 1)), entry("::1/128"), entry("2000::/3", tcp(1, 443, 443))},
 		},
 		{
 			name:     "the shortest IPv6 prefix around IPv4",
 			in:       inputs(t, "[::/80]:443"),
-			prefixes: []Prefix{entry("::/80", tcp(1, 443, 443)), entry("::ffff:0:0/96")},
+			prefixes: []Prefix{entry("::/80", tcp(1, 443, 443)), entry("::1/128"), entry("::ffff:0:0/96")},
+		},
+		{
+			name: "only a prefix within loopback reaches loopback",
+			in:   inputs(t, "0.0.0.0/0:80", "127.0.0.0/16:81", "[::1]:82", "[::/0]:83", "127.0.0.1:84"),
+			hosts: []Host{
+				host("::1", TCP, 82, 3, 0),
+				host("::ffff:127.0.0.1", TCP, 84, 5, 0),
+			},
+			prefixes: []Prefix{
+				entry("::/0", tcp(4, 83, 83)),
+				entry("::1/128"),
+				entry("::ffff:0:0/96", tcp(1, 80, 80)),
+				entry("::ffff:127.0.0.0/104"),
+				entry("::ffff:127.0.0.0/112", tcp(2, 81, 81)),
+			},
 		},
 		{
 			name:     "ports of one rule are joined across prefixes",

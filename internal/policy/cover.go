@@ -15,18 +15,41 @@ const maxCompared = 1024
 // ipv4 is where the trie holds IPv4.
 var ipv4 = netip.PrefixFrom(netip.AddrFrom16([16]byte{10: 0xff, 11: 0xff}), 96)
 
+// loopbacks are the machine itself. Who writes 0.0.0.0/0 means the network: only
+// a prefix that lies within one of these reaches what listens there.
+var loopbacks = []netip.Prefix{
+	netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8),
+	netip.PrefixFrom(netip.IPv6Loopback(), 128),
+}
+
+// realm returns the loopback that p lies within, or no prefix.
+func realm(p netip.Prefix) netip.Prefix {
+	for _, l := range loopbacks {
+		if covers(l, p) {
+			return l
+		}
+	}
+	return netip.Prefix{}
+}
+
 // mergeCovering makes the trie's entries: each prefix with its own ranges and,
-// behind them, those of every shorter prefix of the same family that covers it.
-// The keys of own are masked, and IPv4 ones are in the 4-byte form.
+// behind them, those of every shorter prefix of the same family and realm that
+// covers it. The keys of own are masked, and IPv4 ones are in the 4-byte form.
 func mergeCovering(own map[netip.Prefix][]Range) ([]Prefix, error) {
 	if len(own) == 0 {
 		return nil, nil
 	}
 	// In this order every prefix comes after all that cover it, and the ones on
 	// the stack are those that cover the current one. IPv4 sorts before IPv6.
-	order := make([]netip.Prefix, 0, len(own)+1)
+	order := make([]netip.Prefix, 0, len(own)+len(loopbacks))
 	for p := range own {
 		order = append(order, p)
+	}
+	for _, l := range loopbacks {
+		_, there := own[l]
+		if !there && slices.ContainsFunc(order, func(p netip.Prefix) bool { return covers(p, l) }) {
+			order = append(order, l)
+		}
 	}
 	slices.SortFunc(order, func(a, b netip.Prefix) int {
 		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
@@ -45,7 +68,7 @@ func mergeCovering(own map[netip.Prefix][]Range) ([]Prefix, error) {
 			stack = stack[:len(stack)-1]
 		}
 		ranges := own[p]
-		if len(stack) > 0 {
+		if len(stack) > 0 && realm(stack[len(stack)-1].prefix) == realm(p) {
 			ranges = slices.Concat(ranges, stack[len(stack)-1].ranges)
 		}
 		ranges = reduce(ranges)

@@ -100,9 +100,14 @@ func (d Destination) String() string {
 }
 
 // Matches reports whether d covers a flow of proto to port at addr. An
-// IPv4-mapped addr is the IPv4 address; port is ignored for ICMP.
+// IPv4-mapped addr is the IPv4 address; port is ignored for ICMP. A loopback
+// address is covered only by a prefix that lies within 127.0.0.0/8 or ::1.
 func (d Destination) Matches(proto Proto, addr netip.Addr, port uint16) bool {
-	if d.Proto != proto || !d.Prefix.Contains(addr.Unmap()) {
+	addr = addr.Unmap()
+	if d.Proto != proto || !d.Prefix.Contains(addr) {
+		return false
+	}
+	if addr.IsLoopback() && !realm(d.Prefix).IsValid() {
 		return false
 	}
 	if !proto.HasPorts() {
