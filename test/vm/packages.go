@@ -18,6 +18,8 @@ func Packages() []Package {
 		{Path: "./internal/cgroup"},
 		{Path: "./internal/netns"},
 		{Path: "./internal/localaddr"},
-		{Path: "./internal/loader"},
+		{Path: "./internal/launch"},
+		{Path: "./internal/maps"},
+		{Path: "./internal/loader", Tools: []string{"nft"}},
 	}
 }
