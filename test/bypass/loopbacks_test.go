@@ -257,6 +257,7 @@ func roles() map[string]func(*attempt) error {
 		"other-udp":    otherUDP,
 		"inner":        tcp(at(denied4, deniedPort)),
 		"inner-daemon": daemon,
+		"inner-ask":    innerAsk,
 	}
 }
 

@@ -44,19 +44,20 @@ func (r *row) verdict() string {
 // table collects the results of a run.
 type table struct {
 	kernel string
+	first  string // what a row is about
 	mu     sync.Mutex
 	rows   []*row
 }
 
 // newTable prints the table when the test ends, and writes it to the
 // documentation if the environment says so.
-func newTable(t *testing.T) *table {
+func newTable(t *testing.T, first string) *table {
 	t.Helper()
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		t.Fatal(err)
 	}
-	tab := &table{kernel: unix.ByteSliceToString(name.Release[:])}
+	tab := &table{first: first, kernel: unix.ByteSliceToString(name.Release[:])}
 	t.Cleanup(func() { t.Log("\n" + tab.text()) })
 	return tab
 }
@@ -64,7 +65,7 @@ func newTable(t *testing.T) *table {
 func (tab *table) begin(name, what string, class class, stop string) *row {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
-	r := &row{name: name, what: what, class: class.String(), stop: stop}
+	r := &row{name: name, what: what, class: class.String(), stop: stop, control: tab.first == "control"}
 	tab.rows = append(tab.rows, r)
 	return r
 }
@@ -72,7 +73,7 @@ func (tab *table) begin(name, what string, class class, stop string) *row {
 func (tab *table) text() string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "technique\tkernel\tprivilege\tunguarded\tguarded\tverdict")
+	fmt.Fprintln(w, tab.first+"\tkernel\tprivilege\tunguarded\tguarded\tverdict")
 	for _, r := range tab.rows {
 		told := r.guarded
 		if r.skipped != "" {

@@ -97,7 +97,7 @@ func byName(name string) (func(*attempt) error, error) {
 		}
 	}
 	for _, c := range controls() {
-		if c.name == name {
+		if "control-"+c.name == name {
 			return c.try, nil
 		}
 	}
