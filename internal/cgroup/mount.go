@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -20,14 +21,9 @@ const rootID = 1
 // that shows only a part of it, as in a cgroup namespace, does not count: the
 // level of a cgroup, which the kernel programs need, cannot be told from there.
 func Mount() (string, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+	points, err := MountPoints("cgroup2")
 	if err != nil {
 		return "", fmt.Errorf("find the cgroup2 mount: %w", err)
-	}
-	defer f.Close()
-	points, err := mountPoints(f)
-	if err != nil {
-		return "", fmt.Errorf("find the cgroup2 mount: read %s: %w", f.Name(), err)
 	}
 	for _, point := range points {
 		if isRoot(point) {
@@ -51,15 +47,30 @@ func isRoot(path string) bool {
 	return err == nil && id == rootID && isCgroup2(fd)
 }
 
-// mountPoints returns the mount points of type cgroup2 in mountinfo, in order.
-func mountPoints(mountinfo io.Reader) ([]string, error) {
+// MountPoints returns where file systems of these types are mounted, in the
+// order of mounting; a later mount may hide an earlier one.
+func MountPoints(types ...string) ([]string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	points, err := mountPoints(f, types)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", f.Name(), err)
+	}
+	return points, nil
+}
+
+func mountPoints(mountinfo io.Reader, types []string) ([]string, error) {
 	var points []string
 	lines := bufio.NewScanner(mountinfo)
 	for lines.Scan() {
 		// Optional fields end at a lone dash; the type stands after it.
-		before, after, ok := strings.Cut(lines.Text(), " - ")
+		before, after, _ := strings.Cut(lines.Text(), " - ")
 		fields := strings.Fields(before)
-		if ok && len(fields) >= 5 && strings.HasPrefix(after, "cgroup2 ") {
+		kind, _, ok := strings.Cut(after, " ")
+		if ok && len(fields) >= 5 && slices.Contains(types, kind) {
 			points = append(points, unescape(fields[4]))
 		}
 	}

@@ -19,7 +19,7 @@ func TestMountPoints(t *testing.T) {
 34 22 0:27 / /mnt/last\04 rw - cgroup2 none rw
 broken
 `
-	got, err := mountPoints(strings.NewReader(mountinfo))
+	got, err := mountPoints(strings.NewReader(mountinfo), []string{"cgroup2"})
 	if err != nil {
 		t.Fatal(err)
 	}

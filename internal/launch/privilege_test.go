@@ -113,6 +113,41 @@ func TestRootIsBounded(t *testing.T) {
 	}
 }
 
+// Root owns the files that make the kernel do things; in its view they are
+// read-only, and in the host's they stay as they were.
+func TestRootCannotSteerTheKernel(t *testing.T) {
+	d := scratch(t)
+	outside := filepath.Dir(d.Path())
+	const setting = "/proc/sys/kernel/core_pattern"
+	for name, script := range map[string]string{
+		"leave its cgroup":   "echo $$ > " + outside + "/cgroup.procs",
+		"make a cgroup":      "mkdir " + outside + "/agentguard-test-by-root",
+		"change a setting":   "cat " + setting + " > /dev/shm/x; cat /dev/shm/x > " + setting,
+		"unpin":              "mkdir /sys/fs/bpf/agentguard-test-by-root",
+		"remount":            "mount -o remount,rw " + outside,
+		"take the mount off": "umount -l " + outside,
+	} {
+		if r := run(t, Command{Argv: []string{"sh", "-c", script}, Cgroup: d}); r.err != nil || r.code == 0 {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+	os.Remove("/dev/shm/x")
+	if r := run(t, Command{Argv: []string{"sh", "-c", "mkdir sub && echo $$ > sub/cgroup.procs && cat /proc/self/cgroup"}, Dir: d.Path(), Cgroup: d}); !strings.Contains(r.out, "0::/"+filepath.Base(d.Path())+"/sub") {
+		t.Errorf("a cgroup below its own: %+v", r)
+	}
+
+	made := filepath.Join(outside, fmt.Sprintf("agentguard-test-%d-after", os.Getpid()))
+	if err := os.Mkdir(made, 0o755); err != nil {
+		t.Errorf("on the host: %v", err)
+	}
+	os.Remove(made)
+	if value, err := os.ReadFile(setting); err != nil {
+		t.Error(err)
+	} else if err := os.WriteFile(setting, value, 0); err != nil {
+		t.Errorf("on the host: %v", err)
+	}
+}
+
 func TestUser(t *testing.T) {
 	d := scratch(t)
 	daemon, err := user.Lookup("daemon")

@@ -114,6 +114,9 @@ func (o order) prepare() error {
 	var keep capabilities
 	if o.Account.UID == 0 {
 		keep = harmless
+		if err := shield(string(o.Cgroup)); err != nil {
+			return err
+		}
 	}
 	if err := limitCapabilities(keep); err != nil {
 		return err
