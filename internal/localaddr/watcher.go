@@ -153,6 +153,9 @@ func (w *Watcher) read(following *watch) {
 
 func (w *Watcher) refresh(following *watch) error {
 	list, err := following.dump.AddrList(nil, netlink.FAMILY_ALL)
+	for errors.Is(err, netlink.ErrDumpInterrupted) {
+		list, err = following.dump.AddrList(nil, netlink.FAMILY_ALL)
+	}
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}

@@ -4,7 +4,9 @@ package maps
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -75,6 +77,13 @@ func (l *LocalAddrs) Replace(cookie uint64, addrs []netip.Addr) error {
 		delete(l.have, cookie)
 	}
 	return nil
+}
+
+// Cookies returns the namespaces that the table has addresses of, in order.
+func (l *LocalAddrs) Cookies() []uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Sorted(maps.Keys(l.have))
 }
 
 func (l *LocalAddrs) count() int {

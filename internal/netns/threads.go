@@ -20,11 +20,18 @@ func OfThreads(pid int) map[ID]string {
 	}
 	for _, thread := range threads {
 		path := dir + "/" + thread.Name() + "/ns/net"
-		var st unix.Stat_t
-		if unix.Stat(path, &st) != nil {
-			continue
+		if id, err := Stat(path); err == nil {
+			found[id] = path
 		}
-		found[ID{Dev: uint64(st.Dev), Inode: st.Ino}] = path
 	}
 	return found
+}
+
+// Stat identifies the namespace behind a path without opening it.
+func Stat(path string) (ID, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return ID{}, fmt.Errorf("identify network namespace %s: %w", path, err)
+	}
+	return ID{Dev: uint64(st.Dev), Inode: st.Ino}, nil
 }

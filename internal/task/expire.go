@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package task
+
+import (
+	"context"
+	"slices"
+
+	"agentguard.dev/agentguard/internal/loader"
+)
+
+// due is called when a deadline has passed. The kernel has been denying since
+// then; what is left is to make programs notice, and to clean up.
+func (e *Engine) due(a alarm) {
+	e.background.Go(func() {
+		if a.rule == 0 {
+			e.expireTask(a.task)
+		} else {
+			e.expireGrant(a.task, a.rule)
+		}
+	})
+}
+
+func (e *Engine) expireTask(t *task) {
+	if t.step.lock(e.ctx) != nil {
+		return
+	}
+	defer t.step.unlock()
+	// A policy may have moved the deadline since.
+	if !t.isLive() || !passed(t.deadline()) {
+		return
+	}
+	if _, err := e.end(context.Background(), t, ending{reason: reasonExpired}); err != nil {
+		e.log.Error("end an expired task; it can send nothing", "task", t.id, "err", err)
+	}
+}
+
+func (e *Engine) expireGrant(t *task, rule uint32) {
+	if t.step.lock(e.ctx) != nil {
+		return
+	}
+	defer t.step.unlock()
+	if !t.isLive() {
+		return
+	}
+	t.mu.Lock()
+	grants := slices.Clone(t.Grants)
+	t.mu.Unlock()
+	at := slices.IndexFunc(grants, func(g grant) bool { return g.Rule == rule && !g.Revoked && passed(g.Deadline) })
+	if at < 0 {
+		return // revoked or given anew since
+	}
+	grants[at].Revoked = true
+	if err := e.setGrants(t, grants); err != nil {
+		e.log.Error("remove an expired grant; it allows nothing", "task", t.id, "err", err)
+	}
+	if _, err := e.sweeper.sweep(e.ctx, t.spaces()); err != nil {
+		e.log.Error("destroy the sockets of an expired grant; their packets are dropped", "task", t.id, "err", err)
+	}
+	e.recordGrant(context.Background(), t, "expire", grants[at].Destination, "")
+}
+
+// passed says whether a deadline lies in the past; 0 is none.
+func passed(deadline uint64) bool { return deadline != 0 && deadline <= loader.Now() }
