@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"agentguard.dev/agentguard/internal/cgroup"
+	"agentguard.dev/agentguard/internal/netns"
+)
+
+// lane is one way of being guarded, or not, with a client and a server of its
+// own.
+type lane struct {
+	name  string
+	guard *guarded // nil without one
+	ports ports
+	*child
+}
+
+// newLane starts both processes. The server's cgroup and namespace are the
+// bench's and the far ones, whatever the lane.
+func (l *lab) newLane(name string, ns *netns.Handle, prepare func(above, below *cgroup.Dir, p ports) (*guarded, error)) (*lane, error) {
+	fail := func(err error) (*lane, error) { return nil, fmt.Errorf("%s: %w", name, err) }
+	above, below, err := l.pair(name)
+	if err != nil {
+		return fail(err)
+	}
+	server, err := start(roleServer, l.root, l.far, l.cpu)
+	if err != nil {
+		return fail(err)
+	}
+	l.closers = append(l.closers, server.stop)
+	lane := &lane{name: name}
+	if lane.ports, err = server.ports(); err != nil {
+		return fail(err)
+	}
+	if prepare != nil {
+		if lane.guard, err = prepare(above, below, lane.ports); err != nil {
+			return fail(err)
+		}
+	}
+	if lane.child, err = start(roleClient, below, ns, l.cpu, l.listener); err != nil {
+		return fail(err)
+	}
+	l.closers = append(l.closers, lane.stop)
+	return lane, nil
+}
+
+func (l *lab) plain(name string) (*lane, error) { return l.newLane(name, l.near, nil) }
+
+func (l *lab) empty() (*lane, error) {
+	return l.newLane("empty", l.near, func(above, _ *cgroup.Dir, _ ports) (*guarded, error) {
+		_, err := l.attachEmpty(above)
+		return nil, err
+	})
+}
+
+func (l *lab) guarded(name string, rules, tasks int) (*lane, error) {
+	return l.newLane(name, l.near, func(above, below *cgroup.Dir, p ports) (*guarded, error) {
+		return l.newGuarded(above, below, p, rules, tasks)
+	})
+}
+
+// nftables guards by a packet filter in the same way: the cgroup, then a set of
+// what it may reach, counted; the rest refused.
+func (l *lab) nftables() (*lane, error) {
+	return l.newLane("nftables", l.filtered, func(_, below *cgroup.Dir, p ports) (*guarded, error) {
+		return nil, l.filtered.Do(func() error { return loadRuleset(below, p) })
+	})
+}
+
+// cgroupRoot is where nft looks for cgroups, whatever is mounted there.
+const cgroupRoot = "/sys/fs/cgroup"
+
+func loadRuleset(dir *cgroup.Dir, p ports) error {
+	relative, err := filepath.Rel(cgroupRoot, dir.Path())
+	if err != nil || strings.HasPrefix(relative, "..") {
+		return fmt.Errorf("nft names cgroups below %s only, not %s", cgroupRoot, dir.Path())
+	}
+	ruleset := fmt.Sprintf(`
+table inet bench {
+	set allowed4 {
+		type ipv4_addr . inet_proto . inet_service
+		elements = { %[1]s . udp . %[3]d, %[1]s . tcp . %[4]d, %[1]s . tcp . %[5]d, %[1]s . tcp . %[6]d }
+	}
+	set allowed6 {
+		type ipv6_addr . inet_proto . inet_service
+		elements = { %[2]s . udp . %[3]d, %[2]s . tcp . %[4]d, %[2]s . tcp . %[5]d, %[2]s . tcp . %[6]d }
+	}
+	chain task {
+		ip daddr . meta l4proto . th dport @allowed4 counter accept
+		ip6 daddr . meta l4proto . th dport @allowed6 counter accept
+		counter
+		meta l4proto tcp reject with tcp reset
+		reject
+	}
+	chain output {
+		type filter hook output priority filter; policy accept;
+		socket cgroupv2 level %[7]d "%[8]s" jump task
+	}
+}`, destination4, destination6, sinkPort, listenPort, p.echo, p.discard, dir.Level(), relative)
+	nft := exec.Command("nft", "-f", "-")
+	nft.Stdin = strings.NewReader(ruleset)
+	nft.Stdout, nft.Stderr = os.Stderr, os.Stderr
+	if err := nft.Run(); err != nil {
+		return fmt.Errorf("nft: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// report is everything measured, printed as it comes unless it is wanted as
+// JSON.
+type report struct {
+	Kernel  string   `json:"kernel"`
+	Begun   string   `json:"begun"`
+	Seconds float64  `json:"seconds"`
+	Rounds  int      `json:"rounds"`
+	Slice   string   `json:"slice"`
+	Rows    []row    `json:"rows"`
+	Costs   []cost   `json:"programs,omitempty"`
+	Notes   []string `json:"notes,omitempty"`
+
+	begun   time.Time
+	json    bool
+	heading string
+}
+
+func newReport(o *options) *report {
+	var name unix.Utsname
+	unix.Uname(&name)
+	r := &report{
+		Kernel: unix.ByteSliceToString(name.Release[:]), Rounds: o.rounds, Slice: o.slice.String(),
+		begun: time.Now(), json: o.json,
+	}
+	r.Begun = r.begun.UTC().Format(time.RFC3339)
+	r.print("Linux %s, %d rounds of %s on processor %d; ratios are to plain, with the 95%% interval of the median\n",
+		r.Kernel, o.rounds, o.slice, o.cpu)
+	return r
+}
+
+func (r *report) print(format string, args ...any) {
+	if !r.json {
+		fmt.Fprintf(os.Stdout, format, args...)
+	}
+}
+
+func (r *report) note(format string, args ...any) {
+	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
+	r.print(format+"\n", args...)
+}
+
+func (r *report) row(row row) {
+	r.Rows = append(r.Rows, row)
+	var lanes []string
+	for _, c := range row.Cells[1:] {
+		lanes = append(lanes, c.Lane)
+	}
+	if heading := row.Section + strings.Join(lanes, ","); heading != r.heading {
+		r.heading = heading
+		r.print("\n%-36s %9s", row.Section, "plain ns")
+		for _, name := range lanes {
+			r.print("  %-13s", name)
+			if name != "again" && name != "empty" && name != "nftables" {
+				r.print("  %-13s", "/empty")
+			}
+		}
+		r.print("\n")
+	}
+	r.print("%-36s %9.0f", row.Workload, row.Cells[0].NS)
+	for _, c := range row.Cells[1:] {
+		r.print("  %-13s", c.Ratio)
+		if c.Lane != "again" && c.Lane != "empty" && c.Lane != "nftables" {
+			r.print("  %-13s", c.Empty)
+		}
+	}
+	r.print("\n")
+}
+
+// String is the median and the larger half of its interval.
+func (r ratio) String() string {
+	return fmt.Sprintf("%.3f ±%.3f", r.Median, max(r.High-r.Median, r.Median-r.Low))
+}
+
+func (r *report) cost(c cost) {
+	if len(r.Costs) == 0 {
+		r.print("\n%-36s %-16s %9s %9s\n", "programs", "", "runs", "ns a run")
+	}
+	r.Costs = append(r.Costs, c)
+	r.print("%-36s %-16s %9d %9.0f\n", c.Workload, c.Program, c.Runs, c.NS)
+}
+
+func (r *report) end(out io.Writer) error {
+	r.Seconds = time.Since(r.begun).Seconds()
+	if !r.json {
+		r.print("\n%.0f s\n", r.Seconds)
+		return nil
+	}
+	encoder := json.NewEncoder(out)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(r)
+}
