@@ -12,7 +12,6 @@ package task
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -259,30 +258,4 @@ func (e *Engine) letGo() []error {
 		errs = append(errs, e.lock.Close())
 	}
 	return errs
-}
-
-// trustNamespaces marks the machine's own network namespace and those of the
-// configuration, and takes the mark from those of an earlier one.
-func (e *Engine) trustNamespaces() error {
-	before, err := e.store.trusted()
-	if err != nil {
-		return err
-	}
-	cookies, err := cookiesOf(append([]string{"/proc/1/ns/net"}, e.cfg.TrustedNamespaces...))
-	if err != nil {
-		return err
-	}
-	for cookie := range cookies {
-		if err := e.maps.Namespaces.Trust(cookie); err != nil {
-			return err
-		}
-	}
-	for _, cookie := range before {
-		if !cookies[cookie] {
-			if err := e.maps.Namespaces.Forget(cookie); err != nil {
-				return fmt.Errorf("no longer trust a network namespace: %w", err)
-			}
-		}
-	}
-	return e.store.setTrusted(cookies)
 }

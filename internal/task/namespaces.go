@@ -133,19 +133,3 @@ func (n *namespaces) hold(ids []netns.ID) (handles []*netns.Handle, release func
 		}
 	}
 }
-
-// cookiesOf returns the cookies of the namespaces behind paths.
-func cookiesOf(paths []string) (map[uint64]bool, error) {
-	cookies := make(map[uint64]bool, len(paths))
-	for _, path := range paths {
-		ns, err := netns.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		cookies[ns.Cookie()] = true
-		if err := ns.Close(); err != nil {
-			return nil, err
-		}
-	}
-	return cookies, nil
-}
