@@ -55,7 +55,11 @@ func (l *lab) tryFlow(f flow, g guard) (cutResult, error) {
 		technique: technique{name: f.name, class: f.class, seen: f.seen},
 	}
 	res, err := r.runFlow(f)
-	return res, errors.Join(err, r.clean())
+	err = errors.Join(err, r.clean())
+	if err == nil && !r.guarded {
+		err = l.quiet()
+	}
+	return res, err
 }
 
 func (r *trial) runFlow(f flow) (res cutResult, err error) {

@@ -5,6 +5,7 @@ package bypass
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -40,6 +41,23 @@ func multipath() feature {
 	return canOpen("MPTCP", unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
 }
 
+// multipathFastOpen came with 6.2.
+func multipathFastOpen() feature {
+	return feature{"MPTCP with Fast Open", func() error {
+		s, err := open(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		// Nobody listens at the discard port of 127.0.0.1.
+		err = s.sendTo([]byte("probe"), unix.MSG_FASTOPEN, at(netip.MustParseAddr("127.0.0.1"), markerPort))
+		if errors.Is(err, unix.ECONNREFUSED) {
+			return nil
+		}
+		return err
+	}}
+}
+
 // mobility is IPv6 routing headers of type 2, CONFIG_IPV6_MIP6.
 func mobility() feature {
 	return feature{"IPv6 mobility (CONFIG_IPV6_MIP6)", func() error {
@@ -52,7 +70,7 @@ func mobility() feature {
 	}}
 }
 
-// rings is io_uring with the operation op.
+// ringWith is io_uring with the operation op.
 func ringWith(name string, op uint8) feature {
 	return feature{"io_uring " + name, func() error {
 		r, err := newRing(0)

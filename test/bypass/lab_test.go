@@ -73,7 +73,7 @@ func newNamespace(t *testing.T) *netns.Handle {
 
 func links(t *testing.T, ns *netns.Handle) *netlink.Handle {
 	t.Helper()
-	h, err := netlink.NewHandleAt(nl.NsHandle(ns.FD()))
+	h, err := netlink.NewHandleAt(nl.NsHandle(ns.FD()), unix.NETLINK_ROUTE)
 	if err != nil {
 		t.Fatalf("open netlink: %v", err)
 	}

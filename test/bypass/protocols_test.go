@@ -148,7 +148,7 @@ func protocols() []technique {
 			name: "mptcp-policy-elsewhere", what: "mptcp: allow in the policy: the destination is judged all the same", needs: []feature{multipath()},
 			policy: []string{"mptcp: allow"}, errno: unix.EPERM, stop: "connect", try: multipathTo(unix.AF_INET),
 		}, {
-			name: "mptcp-policy-fastopen", what: "mptcp: allow, with MSG_FASTOPEN", needs: []feature{multipath()},
+			name: "mptcp-policy-fastopen", what: "mptcp: allow, with MSG_FASTOPEN", needs: []feature{multipath(), multipathFastOpen()},
 			policy: []string{"mptcp: allow"}, errno: unix.EPERM, stop: "connect",
 			try: func(a *attempt) error {
 				s, err := open(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)

@@ -48,7 +48,11 @@ func newToken() string {
 func (l *lab) try(t technique, g guard) (result, error) {
 	r := &trial{lab: l, guard: g, guarded: g != nil, technique: t, token: newToken()}
 	res, err := r.run()
-	return res, errors.Join(err, r.clean())
+	err = errors.Join(err, r.clean())
+	if err == nil && !r.guarded {
+		err = l.quiet()
+	}
+	return res, err
 }
 
 func (r *trial) clean() (err error) {
