@@ -3,7 +3,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -60,9 +62,27 @@ func (p *program) settle(ctx *cli.Context, daemon daemonHost, task client.Task) 
 			p.say("after %s, %s of task %s still held unsent data", drain, count(result.Left, "connection"), task.ID)
 		}
 	}
-	now, err := daemon.Task(ctx.Context, task.ID)
-	if err != nil {
-		return task
+	return afterwards(ctx.Context, daemon, task)
+}
+
+// afterwards returns the task as it is now, or as it will be in a moment if it
+// is just ending.
+func afterwards(ctx context.Context, daemon daemonHost, task client.Task) client.Task {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for {
+		now, err := daemon.Task(ctx, task.ID)
+		if err != nil {
+			return task
+		}
+		if now.State != client.TaskEnding {
+			return now
+		}
+		task = now
+		select {
+		case <-ctx.Done():
+			return task
+		case <-time.After(20 * time.Millisecond):
+		}
 	}
-	return now
 }

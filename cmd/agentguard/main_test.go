@@ -3,7 +3,9 @@
 package main
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -12,13 +14,17 @@ import (
 )
 
 // TestMain makes the test binary the command agentguard as well, so that the
-// scripts run this very code.
+// scripts run this very code. The tests run in network namespaces of their own.
 func TestMain(m *testing.M) {
 	launch.Child()
-	testscript.Main(m, map[string]func(){
-		"agentguard": main,
-		"peer":       peerMain,
-	})
+	commands := map[string]func(){"agentguard": main, "peer": peerMain}
+	if _, isCommand := commands[filepath.Base(os.Args[0])]; !isCommand && os.Geteuid() == 0 {
+		if err := enterLab(); err != nil {
+			fmt.Fprintln(os.Stderr, "make network namespaces:", err)
+			os.Exit(1)
+		}
+	}
+	testscript.Main(m, commands)
 }
 
 func TestScripts(t *testing.T) {

@@ -112,17 +112,24 @@ func (p *program) outcome(task client.Task, code int, err error) error {
 		p.complain("failed", err)
 		return exitError{code}
 	}
-	const killed = 128 + int(syscall.SIGKILL)
 	switch {
-	case code != killed || task.State == "" || task.State == client.TaskLive:
+	case code == exitDone, task.State == "", task.State == client.TaskLive, task.EndReason == "command exited":
 	case task.EndReason == "expired":
-		p.say("the task's time was over at %s: the command was killed", stampOf(task.Deadline))
+		p.say("the task's time was over at %s (the command: %s)", stampOf(task.Deadline), fate(code))
 		code = exitExpired
-	case task.EndReason != "command exited":
-		p.say("task %s was ended while the command ran: the command was killed", task.ID)
+	default:
+		p.say("task %s was ended while the command ran (the command: %s)", task.ID, fate(code))
 	}
 	if code == exitDone {
 		return nil
 	}
 	return exitError{code}
+}
+
+// fate says in words how a command ended.
+func fate(code int) string {
+	if signal := syscall.Signal(code - 128); signal > 0 {
+		return signal.String()
+	}
+	return fmt.Sprintf("exit code %d", code)
 }

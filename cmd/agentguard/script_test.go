@@ -5,16 +5,16 @@ package main
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// setupInstance gives a script an instance of its own, and two servers on the
-// host, outside every task: $SERVER, which `flowing` and `silent` watch, and
+// setupInstance gives a script an instance of its own, and two servers
+// in the world: $SERVER, which `flowing` and `silent` watch, and
 // $DENIED, which no script allows. They answer each line with itself.
 func setupInstance(env *testscript.Env) error {
 	guard, err := newInstance(env.WorkDir)
@@ -61,6 +61,7 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 		"leftovers": leftovers,
 		"private":   private,
 		"killpid":   killPID,
+		"gone":      gone,
 	}
 }
 
@@ -126,16 +127,31 @@ func private(ts *testscript.TestScript, _ bool, _ []string) {
 // killPID kills the process whose id stands in a file: killpid FILE. It must
 // be one that the script started.
 func killPID(ts *testscript.TestScript, _ bool, args []string) {
-	var pid int
+	pid := pidIn(ts, args)
+	ts.Check(syscall.Kill(pid, syscall.SIGKILL))
+	awaitEnd(ts, pid)
+}
+
+// gone waits until the process whose id stands in a file has ended: gone FILE.
+func gone(ts *testscript.TestScript, _ bool, args []string) {
+	awaitEnd(ts, pidIn(ts, args))
+}
+
+func pidIn(ts *testscript.TestScript, args []string) (pid int) {
+	if len(args) != 1 {
+		ts.Fatalf("want the name of a file with a process id")
+	}
 	_, err := fmt.Sscan(ts.ReadFile(args[0]), &pid)
 	ts.Check(err)
-	process, err := os.FindProcess(pid)
-	ts.Check(err)
-	ts.Check(process.Kill())
+	return pid
+}
+
+func awaitEnd(ts *testscript.TestScript, pid int) {
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat(filepath.Join("/proc", fmt.Sprint(pid))); err != nil {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil || strings.Contains(string(stat), ") Z ") {
 			return
 		}
 	}
-	ts.Fatalf("process %d does not go", pid)
+	ts.Fatalf("process %d does not end", pid)
 }

@@ -66,7 +66,7 @@ type Lock struct {
 // LockRunDir makes runDir where it does not exist and locks it. A daemon that
 // is there already is an error that names its process.
 func LockRunDir(runDir string) (*Lock, error) {
-	if err := os.MkdirAll(runDir, 0o755); err != nil {
+	if err := makeRunDir(runDir); err != nil {
 		return nil, fmt.Errorf("make the run directory: %w", err)
 	}
 	file, err := os.OpenFile(filepath.Join(runDir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
@@ -87,6 +87,22 @@ func LockRunDir(runDir string) (*Lock, error) {
 		return nil, fmt.Errorf("lock the run directory: %w", err)
 	}
 	return &Lock{dir: runDir, file: file}, nil
+}
+
+// makeRunDir lets members of the group come to the socket whatever the umask
+// is. The mode of a directory that is there already is its maker's affair.
+func makeRunDir(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	err := os.Mkdir(dir, 0o755)
+	switch {
+	case errors.Is(err, os.ErrExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	return os.Chmod(dir, 0o755)
 }
 
 // Close lets another daemon start.
