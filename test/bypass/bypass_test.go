@@ -11,7 +11,7 @@ func TestBypass(t *testing.T) {
 	l := newLab(t)
 	g := newGuard(t, l)
 	l.announce(t, denied4)
-	rows := newTable(t, "technique")
+	rows := newTable(t, "technique", len(techniques())+len(flows()))
 	for _, technique := range techniques() {
 		t.Run(technique.name, func(t *testing.T) {
 			row := rows.begin(technique.name, technique.what, technique.class, technique.stop)

@@ -35,7 +35,7 @@ type control struct {
 func TestControls(t *testing.T) {
 	l := newLab(t)
 	g := newGuard(t, l)
-	rows := newTable(t, "control")
+	rows := newTable(t, "control", len(controls()))
 	for _, c := range controls() {
 		t.Run(c.name, func(t *testing.T) {
 			row := rows.begin(c.name, c.what, c.class, "")
