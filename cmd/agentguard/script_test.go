@@ -36,6 +36,13 @@ func setupInstance(env *testscript.Env) error {
 	env.Setenv("SERVER", sink.address())
 	env.Setenv("DENIED", other.address())
 	env.Setenv("GUARD", guard.cgroup)
+	// A deadline far enough off to do something before it, and a moment after it.
+	soon, past := "2s", "2.2"
+	if os.Getenv("AGENTGUARD_VM") != "" {
+		soon, past = "10s", "11"
+	}
+	env.Setenv("SOON", soon)
+	env.Setenv("PAST", past)
 	env.Values[sinkKey{}] = sink
 	env.Values[instanceKey{}] = guard
 	env.Defer(func() {

@@ -50,14 +50,14 @@ func (s *story) run() error {
 }
 
 func (s *story) withDaemon() error {
-	s.chapter("3. Many agents: a daemon, a policy for each agent, a task for each piece of work", policy)
+	s.chapter("3. Many agents: a daemon, a policy for each agent, a task for each piece of work")
 	if err := os.WriteFile(filepath.Join(s.dir, "coder.yaml"), []byte(policy), 0o644); err != nil {
 		return err
 	}
 	daemon := s.command("agentguard daemon")
 	daemon.Stdout, daemon.Stderr = nil, nil
 	daemon.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	fmt.Printf("  $ agentguard daemon &\n")
+	fmt.Printf("\n  $ agentguard daemon &\n")
 	if err := daemon.Start(); err != nil {
 		return err
 	}
@@ -69,6 +69,7 @@ func (s *story) withDaemon() error {
 		return fmt.Errorf("the daemon does not become ready: %w\n%s", err, out)
 	}
 	for _, line := range []string{
+		"cat coder.yaml",
 		"agentguard policy apply coder.yaml",
 		`agentguard task begin --agent coder --id build-7 --purpose "fix #12" --ttl 10m`,
 		"agentguard task exec build-7 -- fetch 192.0.2.10:443",
