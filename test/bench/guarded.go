@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -76,7 +77,10 @@ func (l *lab) read(kernel *loader.Kernel) {
 }
 
 func (g *guarded) putTasks(count int) error {
-	record := maps.Task{Number: benchTask, Policy: benchPolicy, State: maps.StateLive, Loopback: policy.LoopbackTask}
+	record := maps.Task{
+		Number: benchTask, Policy: benchPolicy, State: maps.StateLive, Loopback: policy.LoopbackTask,
+		Deadline: loader.Now() + uint64(time.Hour), // tasks usually have one
+	}
 	if err := g.Maps().Tasks.Put(g.task.ID(), record); err != nil {
 		return err
 	}
@@ -135,7 +139,7 @@ func spread(count int) []netip.AddrPort {
 	return list
 }
 
-// programs opens the programs that hang at the guard.
+// programs opens the programs that hang at the guard. They stay open with the bench.
 func (g *guarded) programs() (map[string]*ebpf.Program, error) {
 	found := make(map[string]*ebpf.Program)
 	for _, h := range emptyHooks {

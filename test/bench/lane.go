@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/cilium/ebpf"
+
 	"agentguard.dev/agentguard/internal/cgroup"
 	"agentguard.dev/agentguard/internal/netns"
 )
@@ -16,15 +18,16 @@ import (
 // lane is one way of being guarded, or not, with a client and a server of its
 // own.
 type lane struct {
-	name  string
-	guard *guarded // nil without one
-	ports ports
+	name string
+	// programs that hang at the lane's guard, by the names of agentguard's
+	programs map[string]*ebpf.Program
+	ports    ports
 	*child
 }
 
 // newLane starts both processes. The server's cgroup and namespace are the
 // bench's and the far ones, whatever the lane.
-func (l *lab) newLane(name string, ns *netns.Handle, prepare func(above, below *cgroup.Dir, p ports) (*guarded, error)) (*lane, error) {
+func (l *lab) newLane(name string, ns *netns.Handle, prepare func(above, below *cgroup.Dir, p ports) (map[string]*ebpf.Program, error)) (*lane, error) {
 	fail := func(err error) (*lane, error) { return nil, fmt.Errorf("%s: %w", name, err) }
 	above, below, err := l.pair(name)
 	if err != nil {
@@ -40,7 +43,7 @@ func (l *lab) newLane(name string, ns *netns.Handle, prepare func(above, below *
 		return fail(err)
 	}
 	if prepare != nil {
-		if lane.guard, err = prepare(above, below, lane.ports); err != nil {
+		if lane.programs, err = prepare(above, below, lane.ports); err != nil {
 			return fail(err)
 		}
 	}
@@ -54,22 +57,25 @@ func (l *lab) newLane(name string, ns *netns.Handle, prepare func(above, below *
 func (l *lab) plain(name string) (*lane, error) { return l.newLane(name, l.near, nil) }
 
 func (l *lab) empty() (*lane, error) {
-	return l.newLane("empty", l.near, func(above, _ *cgroup.Dir, _ ports) (*guarded, error) {
-		_, err := l.attachEmpty(above)
-		return nil, err
+	return l.newLane("empty", l.near, func(above, _ *cgroup.Dir, _ ports) (map[string]*ebpf.Program, error) {
+		return l.attachEmpty(above)
 	})
 }
 
 func (l *lab) guarded(name string, rules, tasks int) (*lane, error) {
-	return l.newLane(name, l.near, func(above, below *cgroup.Dir, p ports) (*guarded, error) {
-		return l.newGuarded(above, below, p, rules, tasks)
+	return l.newLane(name, l.near, func(above, below *cgroup.Dir, p ports) (map[string]*ebpf.Program, error) {
+		g, err := l.newGuarded(above, below, p, rules, tasks)
+		if err != nil {
+			return nil, err
+		}
+		return g.programs()
 	})
 }
 
 // nftables guards by a packet filter in the same way: the cgroup, then a set of
 // what it may reach, counted; the rest refused.
 func (l *lab) nftables() (*lane, error) {
-	return l.newLane("nftables", l.filtered, func(_, below *cgroup.Dir, p ports) (*guarded, error) {
+	return l.newLane("nftables", l.filtered, func(_, below *cgroup.Dir, p ports) (map[string]*ebpf.Program, error) {
 		return nil, l.filtered.Do(func() error { return loadRuleset(below, p) })
 	})
 }

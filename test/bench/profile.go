@@ -10,26 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cost is what one program took in one workload.
+// cost is what one program took in one workload, the kernel's two looks at the
+// clock included.
 type cost struct {
 	Workload string  `json:"workload"`
 	Program  string  `json:"program"`
-	Runs     uint64  `json:"runs"`
-	NS       float64 `json:"ns"` // a run, the kernel's two looks at the clock included
+	NS       float64 `json:"ns"` // a run
+	Empty    float64 `json:"empty"`
+	Runs     float64 `json:"runs"` // an operation
 }
 
-// profile runs each workload in one lane with the kernel's own accounting of
-// programs, which costs time itself: no ratio comes of it.
-func (o *options) profile(l *lab, report *report, lane *lane) error {
-	programs, err := lane.guard.programs()
-	if err != nil {
-		return err
-	}
-	defer func() {
-		for _, p := range programs {
-			p.Close()
-		}
-	}()
+// profile runs each workload with the kernel's own accounting of programs,
+// which costs time itself: no ratio comes of it.
+func (o *options) profile(report *report, guarded, empty *lane) error {
 	accounting, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
 		return fmt.Errorf("account for programs: %w", err)
@@ -39,30 +32,47 @@ func (o *options) profile(l *lab, report *report, lane *lane) error {
 		if !o.only.MatchString(j.name) {
 			continue
 		}
-		if _, err := lane.do(order{Open: &work{Kind: j.kind, Destinations: j.to(lane)}}); err != nil {
-			return err
-		}
-		before, err := runs(programs)
+		with, err := o.account(j, guarded)
 		if err != nil {
 			return err
 		}
-		if _, err := lane.do(order{Batch: j.batch, SliceNS: int64(300 * time.Millisecond)}); err != nil {
-			return err
-		}
-		after, err := runs(programs)
+		without, err := o.account(j, empty)
 		if err != nil {
 			return err
 		}
 		for _, h := range emptyHooks {
-			count := after[h.name].RunCount - before[h.name].RunCount
-			if count < 100 {
-				continue
+			if c := with[h.name]; c.Runs > 0.1 {
+				c.Empty = without[h.name].NS
+				report.cost(c)
 			}
-			spent := after[h.name].Runtime - before[h.name].Runtime
-			report.cost(cost{j.name, h.name, count, float64(spent) / float64(count)})
 		}
 	}
 	return nil
+}
+
+func (o *options) account(j job, lane *lane) (map[string]cost, error) {
+	if _, err := lane.do(order{Open: &work{Kind: j.kind, Destinations: j.to(lane)}}); err != nil {
+		return nil, err
+	}
+	before, err := runs(lane.programs)
+	if err != nil {
+		return nil, err
+	}
+	done, err := lane.do(order{Batch: j.batch, SliceNS: int64(300 * time.Millisecond)})
+	if err != nil {
+		return nil, err
+	}
+	after, err := runs(lane.programs)
+	if err != nil {
+		return nil, err
+	}
+	costs := make(map[string]cost)
+	for name := range lane.programs {
+		count := float64(after[name].RunCount - before[name].RunCount)
+		spent := float64(after[name].Runtime - before[name].Runtime)
+		costs[name] = cost{Workload: j.name, Program: name, NS: spent / max(count, 1), Runs: count / float64(done.Ops)}
+	}
+	return costs, nil
 }
 
 func runs(programs map[string]*ebpf.Program) (map[string]ebpf.ProgramStats, error) {

@@ -88,10 +88,10 @@ func (r ratio) String() string {
 
 func (r *report) cost(c cost) {
 	if len(r.Costs) == 0 {
-		r.print("\n%-36s %-16s %9s %9s\n", "programs", "", "runs", "ns a run")
+		r.print("\n%-36s %-16s %9s %9s %9s\n", "programs", "", "runs", "ns a run", "empty ns")
 	}
 	r.Costs = append(r.Costs, c)
-	r.print("%-36s %-16s %9d %9.0f\n", c.Workload, c.Program, c.Runs, c.NS)
+	r.print("%-36s %-16s %9.2f %9.0f %9.0f\n", c.Workload, c.Program, c.Runs, c.NS, c.Empty)
 }
 
 func (r *report) end(out io.Writer) error {

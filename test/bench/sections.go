@@ -82,7 +82,7 @@ func (o *options) measurePackets(l *lab, report *report) error {
 		}
 	}
 	if o.sections["programs"] {
-		return o.profile(l, report, base[3])
+		return o.profile(report, base[3], base[2])
 	}
 	return nil
 }
