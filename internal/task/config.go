@@ -4,6 +4,7 @@ package task
 
 import (
 	"log/slog"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -71,4 +72,14 @@ func (c Config) own() (stateDir, pinDir, root string) {
 		return c.StateDir, c.PinDir, c.Cgroup
 	}
 	return filepath.Join(c.StateDir, runDir, c.Private), filepath.Join(c.PinDir, runDir, c.Private), runRoot(c.Cgroup)
+}
+
+// removeParents removes the directories in which private engines have theirs.
+// Those that others still use are not empty, and stay.
+func (c Config) removeParents() {
+	for _, dir := range []string{
+		runRoot(c.Cgroup), filepath.Join(c.PinDir, runDir), c.PinDir, filepath.Join(c.StateDir, runDir),
+	} {
+		_ = os.Remove(dir)
+	}
 }

@@ -112,7 +112,11 @@ func (e *Engine) open(ctx context.Context, stateDir, pinDir, root string) (err e
 	if e.store, err = openStore(stateDir, e.cfg.Private != ""); err != nil {
 		return err
 	}
-	if e.kernel, err = loader.Open(loader.Config{PinDir: pinDir, Sizes: e.cfg.Sizes}); err != nil {
+	err = withParents(func() (err error) {
+		e.kernel, err = loader.Open(loader.Config{PinDir: pinDir, Sizes: e.cfg.Sizes})
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	e.maps = e.kernel.Maps()

@@ -20,13 +20,19 @@ var errLocked = errors.New("in use")
 
 // lockState makes dir and takes it for this process until the file is closed.
 func lockState(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("create state directory: %w", err)
-	}
 	path := filepath.Join(dir, lockFile)
-	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	var lock *os.File
+	err := withParents(func() (err error) {
+		if err = os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("create state directory: %w", err)
+		}
+		if lock, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+			return fmt.Errorf("lock state directory: %w", err)
+		}
+		return nil
+	})
 	if err != nil {
-		return nil, fmt.Errorf("lock state directory: %w", err)
+		return nil, err
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		holder, _ := os.ReadFile(path)
@@ -43,4 +49,19 @@ func lockState(dir string) (*os.File, error) {
 		_, _ = lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	return lock, nil
+}
+
+// withParents repeats make, which makes something and the directories above it:
+// another private engine that closes may remove these, empty as they are, in
+// between.
+func withParents(make func() error) error {
+	const enough = 10
+	err := make()
+	for range enough {
+		if !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		err = make()
+	}
+	return err
 }

@@ -54,14 +54,16 @@ func (e *Engine) makeCgroup(t *task, u *undo) (*cgroup.Dir, error) {
 	if existed && !found.IsDir() {
 		return nil, invalidf("task id %q: a control file of the cgroup has that name: choose another id", t.id)
 	}
-	dir, err := cgroup.Create(path)
-	if errors.Is(err, fs.ErrNotExist) && e.cfg.Private != "" {
-		// A collector removed the parent between the two calls.
-		if err := makePath(e.root); err != nil {
-			return nil, wrap("begin task "+t.id, err)
+	var dir *cgroup.Dir
+	err = withParents(func() (err error) {
+		if e.cfg.Private != "" {
+			if err := makePath(e.root); err != nil {
+				return err
+			}
 		}
 		dir, err = cgroup.Create(path)
-	}
+		return err
+	})
 	if err != nil {
 		return nil, wrap("begin task "+t.id, err)
 	}

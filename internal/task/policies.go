@@ -63,15 +63,8 @@ type change struct {
 	from   *version // nil for a new policy
 	to     *version
 	action string // created, updated or unchanged
+	since  time.Time
 	tasks  []*task
-}
-
-// when is the time since which the policy holds.
-func (c change) when() time.Time {
-	if c.action == "unchanged" {
-		return c.agent.applied
-	}
-	return time.Now().UTC().Round(time.Millisecond)
 }
 
 // ApplyPolicies applies every AgentPolicy document in data, or none. The file
@@ -130,7 +123,7 @@ func (e *Engine) applyAll(parsed []policy.Policy, file string, u *undo) ([]chang
 		}
 	}
 	for _, c := range changes {
-		c.agent.version, c.agent.applied = c.to, c.when()
+		c.agent.version, c.agent.applied = c.to, c.since
 	}
 	return changes, nil
 }
@@ -149,7 +142,7 @@ func (e *Engine) prepare(p policy.Policy, file string, u *undo) (change, error) 
 		if sameMeaning(old.policy, p) {
 			to := *old
 			to.policy.Document, to.numbering.Document = p.Document, p.Document
-			return change{agent: a, from: old, to: &to, action: "unchanged"}, nil
+			return change{agent: a, from: old, to: &to, action: "unchanged", since: a.applied}, nil
 		}
 		known = e.countedRules(a, known)
 	}
@@ -169,7 +162,7 @@ func (e *Engine) prepare(p policy.Policy, file string, u *undo) (change, error) 
 	if old == nil {
 		action = "created"
 	}
-	return change{agent: a, from: old, to: to, action: action}, nil
+	return change{agent: a, from: old, to: to, action: action, since: time.Now().UTC().Round(time.Millisecond)}, nil
 }
 
 // sameMeaning says whether two policies allow the same under the same
@@ -211,7 +204,7 @@ func (e *Engine) countedRules(a *agent, known map[string]uint32) map[string]uint
 func (e *Engine) storePolicies(changes []change, u *undo) error {
 	before, after := make(map[string]*storedPolicy), make(map[string]*storedPolicy)
 	for _, c := range changes {
-		after[c.agent.name] = &storedPolicy{Document: c.to.policy.Document, Applied: c.when()}
+		after[c.agent.name] = &storedPolicy{Document: c.to.policy.Document, Applied: c.since}
 		before[c.agent.name] = nil
 		if c.from != nil {
 			before[c.agent.name] = &storedPolicy{Document: c.from.policy.Document, Applied: c.agent.applied}

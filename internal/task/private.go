@@ -34,11 +34,7 @@ func CollectPrivate(ctx context.Context, cfg Config, all bool) error {
 			errs = append(errs, fmt.Errorf("collect run %s: %w", name, err))
 		}
 	}
-	if all {
-		_ = os.Remove(runRoot(cfg.Cgroup))
-		_ = os.Remove(filepath.Join(cfg.PinDir, runDir))
-		_ = os.Remove(filepath.Join(cfg.StateDir, runDir))
-	}
+	cfg.removeParents()
 	return errors.Join(errs...)
 }
 

@@ -92,7 +92,7 @@ func clearCgroup(ctx context.Context, dir *cgroup.Dir) error {
 
 // abandon takes the programs out of the kernel and removes the state of tasks.
 func (e *Engine) abandon() error {
-	stateDir, pinDir, root := e.cfg.own()
+	stateDir, _, _ := e.cfg.own()
 	errs := e.quiesce()
 	if e.kernel != nil {
 		errs = append(errs, e.kernel.Unload())
@@ -100,10 +100,7 @@ func (e *Engine) abandon() error {
 	errs = append(errs, e.letGo()...)
 	errs = append(errs, removeState(stateDir, e.cfg.Private != ""))
 	if e.cfg.Private != "" {
-		// What others still use is not empty, and stays.
-		for _, dir := range []string{root, filepath.Dir(pinDir), e.cfg.PinDir, filepath.Dir(stateDir)} {
-			_ = os.Remove(dir)
-		}
+		e.cfg.removeParents()
 	}
 	return errors.Join(errs...)
 }

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package task
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"agentguard.dev/agentguard/internal/cgroup"
+)
+
+// processMode turns the test binary into a process of a task, which does on the
+// network what its standard input says.
+const processMode = "AGENTGUARD_TEST_PROCESS"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(processMode) != "" {
+		obey(os.Stdin, os.Stdout)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// process is the test's end of one.
+type process struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+// startProcess starts one in the cgroup at path, in the fixture's namespace.
+func (f *fixture) startProcess(path string) *process {
+	f.t.Helper()
+	dir, err := cgroup.Open(path)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer dir.Close()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), processMode+"=1")
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: dir.FD()}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.in(f.near, func() {
+		if err := cmd.Start(); err != nil {
+			f.t.Fatalf("start a process in %s: %v", path, err)
+		}
+	})
+	p := &process{f.t, cmd, in, bufio.NewReader(out)}
+	f.t.Cleanup(func() {
+		in.Close()
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return p
+}
+
+// do says what to do and returns "ok" with the answer, or the error.
+func (p *process) do(format string, args ...any) string {
+	p.t.Helper()
+	if _, err := fmt.Fprintf(p.in, format+"\n", args...); err != nil {
+		return "gone"
+	}
+	answer, err := p.out.ReadString('\n')
+	if err != nil {
+		return "gone"
+	}
+	return strings.TrimSpace(answer)
+}
+
+func (p *process) want(answer, format string, args ...any) {
+	p.t.Helper()
+	if got := p.do(format, args...); !strings.HasPrefix(got, answer) {
+		p.t.Errorf("%s: got %q, want %q", fmt.Sprintf(format, args...), got, answer)
+	}
+}
+
+const (
+	denied  = "operation not permitted"
+	aborted = "software caused connection abort"
+)
+
+// obey knows: dial NAME ADDR, write NAME DATA, read NAME, flood NAME,
+// close NAME, leave (the network namespace).
+func obey(in io.Reader, out io.Writer) {
+	conns := make(map[string]net.Conn)
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		answer, err := obeyOne(strings.Fields(lines.Text()), conns)
+		if err != nil {
+			for inner := err; inner != nil; {
+				err = inner
+				unwrapper, ok := inner.(interface{ Unwrap() error })
+				if !ok {
+					break
+				}
+				inner = unwrapper.Unwrap()
+			}
+			fmt.Fprintln(out, err)
+			continue
+		}
+		fmt.Fprintln(out, "ok", answer)
+	}
+}
+
+func obeyOne(words []string, conns map[string]net.Conn) (string, error) {
+	const patience = 3 * time.Second
+	switch words[0] {
+	case "dial":
+		conn, err := net.DialTimeout("tcp", words[2], patience)
+		if err != nil {
+			return "", err
+		}
+		conns[words[1]] = conn
+		return "", nil
+	case "write":
+		conns[words[1]].SetWriteDeadline(time.Now().Add(patience))
+		_, err := io.WriteString(conns[words[1]], words[2])
+		return "", err
+	case "flood": // until the socket takes no more
+		conns[words[1]].SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+		chunk := make([]byte, 64<<10)
+		for {
+			if _, err := conns[words[1]].Write(chunk); err != nil {
+				return "", nil
+			}
+		}
+	case "read":
+		conns[words[1]].SetReadDeadline(time.Now().Add(patience))
+		buf := make([]byte, 4096)
+		n, err := conns[words[1]].Read(buf)
+		return string(buf[:n]), err
+	case "close":
+		return "", conns[words[1]].Close()
+	}
+	return "", fmt.Errorf("unknown order %q", words)
+}
