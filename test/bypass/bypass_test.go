@@ -9,7 +9,7 @@ import (
 // TestBypass tries every way out, without and with the guard.
 func TestBypass(t *testing.T) {
 	l := newLab(t)
-	g := newGuard(t, l)
+	g, alone := newGuard(t, l), newKernelGuard(t, l)
 	l.announce(t, denied4)
 	rows := newTable(t, "technique", len(techniques())+len(flows()))
 	for _, technique := range techniques() {
@@ -19,10 +19,18 @@ func TestBypass(t *testing.T) {
 				row.skip(missing)
 				t.Skipf("this kernel lacks %s", missing)
 			}
+			if missing := missingTool(t, technique.tools); missing != "" {
+				row.skip("no " + missing)
+				t.Skipf("this machine lacks the program %s", missing)
+			}
 			if !l.unguarded(t, technique, row) {
 				return
 			}
-			l.guarded(t, technique, g, row)
+			if technique.alone {
+				l.guarded(t, technique, alone, row)
+			} else {
+				l.guarded(t, technique, g, row)
+			}
 		})
 	}
 	for _, flow := range flows() {
@@ -32,7 +40,11 @@ func TestBypass(t *testing.T) {
 				row.skip(missing)
 				t.Skipf("this kernel lacks %s", missing)
 			}
-			l.cutFlow(t, flow, g, row)
+			if flow.alone {
+				l.cutFlow(t, flow, alone, row)
+			} else {
+				l.cutFlow(t, flow, g, row)
+			}
 		})
 	}
 }

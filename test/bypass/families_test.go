@@ -253,26 +253,12 @@ func translated() []control {
 
 // translation makes the host translate the service's address for one trial.
 func translation(t *trial) error {
-	rules := fmt.Sprintf(`table ip bypass {
-	chain output {
-		type nat hook output priority -100;
-		ip daddr %s th dport %d dnat to %s
-		ip daddr %s th dport %d dnat to %s
-	}
-}`, service4, allowedPort, allowed4, service4, hostPort, host4)
-	if err := t.lab.nft(rules); err != nil {
+	rules := natRules("bypass",
+		rewrite{service4, allowedPort, at(allowed4, allowedPort)}, rewrite{service4, hostPort, at(host4, hostPort)})
+	inHost := func(commands string) error { return t.lab.host.Do(func() error { return nft(commands) }) }
+	if err := inHost(rules); err != nil {
 		return err
 	}
-	t.cleanup = append(t.cleanup, func() error { return t.lab.nft("delete table ip bypass") })
+	t.cleanup = append(t.cleanup, func() error { return inHost("delete table ip bypass") })
 	return nil
-}
-
-func (l *lab) nft(rules string) error {
-	return l.host.Do(func() error {
-		out, err := exec.Command("nft", rules).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("nft: %w: %s", err, out)
-		}
-		return nil
-	})
 }

@@ -24,6 +24,8 @@ type flow struct {
 	grants []string // destinations as grants
 	policy []string
 	ttl    time.Duration // of the task
+	// alone says that no engine may help the kernel.
+	alone bool
 	// cut takes the permission back. When it returns nothing may leave.
 	cut func(guardedTask) error
 	// told says that the process must be given an error.
@@ -99,6 +101,7 @@ func flows() []flow {
 		{name: "end-uring-later", what: "a send that io_uring was told beforehand to make later", grants: []string{rule4}, needs: []feature{ringWith("send", ringSend)}, cut: ended, patience: 600 * time.Millisecond, open: ringLaterFlow(allowed)},
 		{name: "end-mptcp", what: "an MPTCP connection goes on after the end of the task", grants: []string{rule4}, policy: multipathLines, needs: []feature{multipath()}, cut: ended, open: multipathFlow(allowed)},
 		{name: "end-udplite", what: "UDP-Lite goes on after the end of the task", allow: []string{"udplite://198.51.100.10:443"}, needs: []feature{udplite()}, cut: ended, told: true, open: datagramFlow(allowed, unix.IPPROTO_UDPLITE)},
+		{name: "end-sctp", what: "SCTP goes on after the end of the task", allow: []string{"sctp://198.51.100.66:8443"}, needs: []feature{sctp()}, cut: ended, open: associationFlow(at(denied4, deniedPort))},
 		{name: "end-raw", what: "a raw socket, allowed by the policy, goes on after the end of the task", class: netRaw, policy: []string{"raw: allow"}, grants: []string{pingRule}, cut: ended, told: true, open: rawFlow},
 		{name: "end-gso", what: "UDP_SEGMENT goes on after the end of the task", grants: []string{udpRule4}, cut: ended, told: true, open: segmentFlow(allowed)},
 		{name: "end-subcgroup", what: "a socket of a cgroup below the task's goes on after the end of the task", class: root, grants: []string{rule4}, cut: ended, told: true, open: subcgroupFlow(allowed)},
@@ -114,10 +117,12 @@ func flows() []flow {
 		{name: "revoke-ping", what: "a ping socket goes on after its grant is taken back", grants: []string{pingRule}, cut: revoked(pingRule), told: true, open: pingFlow},
 		{name: "revoke-cork", what: "datagrams begun (MSG_MORE) before the grant is taken back and finished after", grants: []string{udpRule4}, cut: revoked(udpRule4), told: true, open: corkFlow(allowed)},
 		{name: "revoke-mptcp", what: "an MPTCP connection goes on after its grant is taken back", grants: []string{rule4}, policy: multipathLines, needs: []feature{multipath()}, cut: revoked(rule4), open: multipathFlow(allowed)},
-		{name: "expire-tcp", what: "a TCP connection goes on after its grant's deadline, with no daemon", grants: []string{rule4}, cut: expired(rule4), open: tcp4},
-		{name: "expire-udp", what: "a UDP socket goes on after its grant's deadline, with no daemon", grants: []string{udpRule4}, cut: expired(udpRule4), told: true, open: udp4},
-		{name: "expire-task-tcp", what: "a TCP connection goes on after the task's deadline, with no daemon", grants: []string{rule4}, ttl: 1500 * time.Millisecond, cut: outlived, open: tcp4},
-		{name: "expire-task-udp", what: "a UDP socket goes on after the task's deadline, with no daemon", grants: []string{udpRule4}, ttl: 1500 * time.Millisecond, cut: outlived, told: true, open: udp4},
+		{name: "expire-tcp", what: "a TCP connection goes on after its grant's deadline, with no daemon", grants: []string{rule4}, alone: true, cut: expired(rule4), open: tcp4},
+		{name: "expire-udp", what: "a UDP socket goes on after its grant's deadline, with no daemon", grants: []string{udpRule4}, alone: true, cut: expired(udpRule4), told: true, open: udp4},
+		{name: "expire-task-tcp", what: "a TCP connection goes on after the task's deadline, with no daemon", grants: []string{rule4}, ttl: 1500 * time.Millisecond, alone: true, cut: outlived, open: tcp4},
+		{name: "expire-task-udp", what: "a UDP socket goes on after the task's deadline, with no daemon", grants: []string{udpRule4}, ttl: 1500 * time.Millisecond, alone: true, cut: outlived, told: true, open: udp4},
+		{name: "expire-tcp-told", what: "the same with the daemon, which destroys the socket", grants: []string{rule4}, cut: expired(rule4), told: true, open: tcp4},
+		{name: "expire-task-told", what: "a TCP connection goes on after the task's deadline, with the daemon", grants: []string{rule4}, ttl: 1500 * time.Millisecond, cut: outlived, told: true, open: tcp4},
 		{name: "policy-tcp", what: "a TCP connection goes on after the policy has changed", allow: []string{rule4}, cut: withdrawn(), told: true, open: tcp4},
 		{name: "policy-udp", what: "a UDP socket goes on after the policy has changed", allow: []string{udpRule4}, cut: withdrawn(), told: true, open: udp4},
 		{name: "policy-prefix", what: "the same where the policy named a prefix", allow: []string{"198.51.100.0/24:1-1000"}, cut: withdrawn(), told: true, open: tcp4},
@@ -174,6 +179,19 @@ func tcpFlow(to netip.AddrPort, with func(s sock, data []byte) error) func(*atte
 func multipathFlow(to netip.AddrPort) func(*attempt) (func(int) error, error) {
 	return func(a *attempt) (func(int) error, error) {
 		s, err := openFor(to.Addr(), unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.connect(to); err != nil {
+			return nil, err
+		}
+		return func(i int) error { return s.send(a.numbered(i), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL) }, nil
+	}
+}
+
+func associationFlow(to netip.AddrPort) func(*attempt) (func(int) error, error) {
+	return func(a *attempt) (func(int) error, error) {
+		s, err := open(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_SCTP)
 		if err != nil {
 			return nil, err
 		}

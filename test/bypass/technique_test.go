@@ -49,6 +49,9 @@ type technique struct {
 	place place
 	proof proof
 	needs []feature
+	tools []string // programs
+	// alone takes the guard that has no engine and trusts nobody's NAT.
+	alone bool
 	// allow replaces the usual rules, as destinations; policy adds lines to
 	// the spec.
 	allow  []string
@@ -76,7 +79,7 @@ func techniques() []technique {
 	for _, group := range [][]technique{
 		connects(), streams(), datagrams(), elsewhere(), translations(),
 		loopbacks(), locals(), groups(), options(), raws(), pings(),
-		protocols(), rings(), processes(), inbounds(),
+		protocols(), rings(), processes(), inbounds(), rewrites(),
 	} {
 		all = append(all, group...)
 	}
