@@ -12,6 +12,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
+	"agentguard.dev/agentguard/internal/loader"
 	"agentguard.dev/agentguard/internal/task"
 )
 
@@ -20,16 +21,34 @@ const configHelp = `The configuration, with its defaults:
    group: ""              # a group that may use the admin socket besides root
    drain: 5s              # how long a drain waits when not told
    logLevel: info         # debug, info, warn or error
-   metrics: ""            # a TCP address for /metrics, /healthz and /readyz, such as 127.0.0.1:9469`
+   metrics: ""            # a TCP address for /metrics, /healthz and /readyz, such as 127.0.0.1:9469
+   trustedNamespaces: []  # paths of network namespaces whose NAT is yours, besides the machine's own
+   sizes:                 # of the kernel's maps; 0 is the default, and a new size needs an unload
+     {tasks: 0, hosts: 0, prefixes: 0, counters: 0, local_addrs: 0, events: 0}`
 
 // config is the daemon's configuration file.
 type config struct {
-	Group    string        `yaml:"group"`
-	Drain    time.Duration `yaml:"drain"`
-	LogLevel slog.Level    `yaml:"logLevel"`
-	Metrics  string        `yaml:"metrics"`
+	Group    string       `yaml:"group"`
+	Drain    drainTime    `yaml:"drain"`
+	LogLevel slog.Level   `yaml:"logLevel"`
+	Metrics  string       `yaml:"metrics"`
+	Trusted  []string     `yaml:"trustedNamespaces"`
+	Sizes    loader.Sizes `yaml:"sizes"`
 
 	gid int // of Group; -1 for none
+}
+
+// drainTime is a time with a unit; a bare number would be nanoseconds.
+type drainTime time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *drainTime) UnmarshalText(text []byte) error {
+	parsed, err := time.ParseDuration(string(text))
+	if err != nil || parsed < 0 {
+		return fmt.Errorf("drain %q: want a positive time such as 5s", text)
+	}
+	*d = drainTime(parsed)
+	return nil
 }
 
 // readConfig reads file; without one everything is as by default.
@@ -45,9 +64,7 @@ func readConfig(file string) (config, error) {
 	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
 		return config{}, fmt.Errorf("%s: %s", file, yaml.FormatError(err, false, true))
 	}
-	if c.Drain < 0 {
-		return config{}, fmt.Errorf("%s: drain %s: want a positive time", file, c.Drain)
-	}
+	c.gid = -1 // a file without content makes c the zero value, and 0 is root's group
 	if c.Group != "" {
 		if c.gid, err = groupID(c.Group); err != nil {
 			return config{}, fmt.Errorf("%s: %w", file, err)
@@ -68,6 +85,6 @@ func groupID(name string) (int, error) {
 }
 
 func (c config) engine(base task.Config) task.Config {
-	base.Drain = c.Drain
+	base.Drain, base.TrustedNamespaces, base.Sizes = time.Duration(c.Drain), c.Trusted, c.Sizes
 	return base
 }

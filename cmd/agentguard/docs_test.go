@@ -19,7 +19,7 @@ import (
 // against a daemon. Where JSON follows an example it is the answer's shape.
 func TestDocumentedExamples(t *testing.T) {
 	if os.Getenv("AGENTGUARD_VM") != "" {
-		t.Skip("the guests have neither curl nor Python; the machine that starts them runs the examples")
+		t.Skip("not in a VM: the guests have neither curl nor Python; the machine that starts them runs the examples")
 	}
 	needPrivileges(t)
 	dir := t.TempDir()
