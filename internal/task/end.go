@@ -95,21 +95,22 @@ type ending struct {
 // goes on to the end, whatever becomes of the caller: the kernel lets nothing
 // but bare resets through, so there is nothing to go back to.
 func (e *Engine) end(ctx context.Context, t *task, why ending) (client.EndResult, error) {
-	if err := e.startDying(t); err != nil {
+	if err := e.startDying(t, why.reason); err != nil {
 		return client.EndResult{}, kernelError("end task "+t.id, err)
 	}
 	result := client.EndResult{Destroyed: e.cut(t)}
 	e.setState(t, maps.StateDead)
 	var left *leftover
 	result.Killed, left = e.clear(t, why)
-	e.conclude(ctx, t, why.reason, left, result)
+	e.conclude(ctx, t, left, result)
 	result.Task = t.describe()
 	return result, nil
 }
 
 // startDying takes the task's rights away. Failing that, it removes the
-// kernel's record, which denies as well.
-func (e *Engine) startDying(t *task) error {
+// kernel's record, which denies as well. The store learns of it afterwards, so
+// that an engine that finds this end half done knows why it was begun.
+func (e *Engine) startDying(t *task, reason string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.kernel.State = maps.StateDying
@@ -119,7 +120,10 @@ func (e *Engine) startDying(t *task) error {
 			return errors.Join(err, denied)
 		}
 	}
-	t.state = client.TaskEnding
+	t.state, t.EndReason = client.TaskEnding, reason
+	if err := e.store.putLive(t.record); err != nil {
+		e.log.Error("store that a task is ending", "task", t.id, "err", err)
+	}
 	return nil
 }
 
@@ -226,12 +230,12 @@ func (e *Engine) release(cgroupID uint64, ownGuard bool) {
 }
 
 // conclude removes what the task had in the maps, and moves it into history.
-func (e *Engine) conclude(ctx context.Context, t *task, reason string, left *leftover, result client.EndResult) {
+func (e *Engine) conclude(ctx context.Context, t *task, left *leftover, result client.EndResult) {
 	e.dropRules(t)
 	counters := e.finalCounters(t)
 	t.mu.Lock()
 	now := time.Now().UTC().Round(time.Millisecond)
-	t.Ended, t.EndReason, t.Counters = &now, reason, counters
+	t.Ended, t.Counters = &now, counters
 	t.Mode, t.Last = t.version.policy.Mode.String(), wallTime(t.record.Deadline)
 	t.Request.Policy, t.Own, t.Grants = "", nil, nil
 	t.state, t.version = client.TaskEnded, nil

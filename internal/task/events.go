@@ -72,17 +72,28 @@ func (e *Engine) hint(t *task, event loader.Event, dest string) string {
 		}
 		return fmt.Sprintf("agentguard task grant %s '%s' --ttl 10m", t.id, d)
 	case loader.ReasonIngress:
-		return "an ingress rule for the peer, by agentguard policy apply"
+		return e.policyHint(t, "an ingress rule for the peer")
 	case loader.ReasonSocket:
-		switch event.Detail & 0xffff {
-		case protocolMPTCP:
-			return "mptcp: allow, by agentguard policy apply"
-		}
-		if event.Detail>>16 == socketRaw {
-			return "raw: allow, by agentguard policy apply"
+		switch {
+		case event.Detail&0xffff == protocolMPTCP:
+			return e.policyHint(t, "mptcp: allow")
+		case event.Detail>>16 == socketRaw:
+			return e.policyHint(t, "raw: allow")
 		}
 	}
 	return ""
+}
+
+// policyHint says how a task gets what only a policy can give.
+func (e *Engine) policyHint(t *task, what string) string {
+	switch {
+	case e.cfg.Private != "":
+		return "agentguard run --policy FILE, with " + what
+	case t.agent == nil:
+		return "agentguard task begin --policy FILE, with " + what
+	default:
+		return "agentguard policy apply FILE, with " + what + " for agent " + t.agent.name
+	}
 }
 
 // follow does for a task what its events call for.

@@ -3,6 +3,7 @@
 package task
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -211,7 +212,7 @@ func (r *recovery) loadTasks() error {
 // loadTask takes up one task that was live, or being begun or ended, when the last
 // engine stopped.
 func (r *recovery) loadTask(t *task, cgroupID uint64, inKernel bool) error {
-	begun := inKernel || t.CgroupID != 0
+	begun := inKernel || t.CgroupID != 0 || t.EndReason != ""
 	if inKernel {
 		t.kernel = r.inKernel[cgroupID]
 		t.CgroupID = cgroupID
@@ -234,7 +235,7 @@ func (r *recovery) loadTask(t *task, cgroupID uint64, inKernel bool) error {
 	r.register(t)
 
 	if err != nil {
-		r.ends[t] = ending{reason: reasonVanished}
+		r.ends[t] = ending{reason: cmp.Or(t.EndReason, reasonVanished)}
 		return nil
 	}
 	defer dir.Close()
@@ -242,10 +243,10 @@ func (r *recovery) loadTask(t *task, cgroupID uint64, inKernel bool) error {
 	case !inKernel && !begun:
 		// Nothing was enforced yet: what is in an adopted cgroup is not ours.
 		r.ends[t] = ending{reason: reasonHalf, undo: true}
+	case t.EndReason != "", inKernel && t.kernel.State != maps.StateLive:
+		r.ends[t] = ending{reason: cmp.Or(t.EndReason, reasonEnded)}
 	case !inKernel:
 		r.ends[t] = ending{reason: reasonGone}
-	case t.kernel.State != maps.StateLive:
-		r.ends[t] = ending{reason: reasonEnded}
 	}
 	if t.OwnGuard && begun {
 		// Complete a begin, or an end, that was interrupted.

@@ -4,10 +4,11 @@ package task
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"agentguard.dev/agentguard/client"
-	"agentguard.dev/agentguard/internal/maps"
+	kernel "agentguard.dev/agentguard/internal/maps"
 	"agentguard.dev/agentguard/internal/netns"
 )
 
@@ -78,7 +79,7 @@ func (e *Engine) retire(t *task, left *leftover) (forget uint32) {
 
 // forgetLeftover drops what is remembered of a cgroup whose processes are gone
 // or have a task again.
-func (e *Engine) forgetLeftover(cgroupID uint64, was maps.Task) {
+func (e *Engine) forgetLeftover(cgroupID uint64, was kernel.Task) {
 	e.mu.Lock()
 	_, known := e.leftovers[cgroupID]
 	delete(e.leftovers, cgroupID)
@@ -90,7 +91,7 @@ func (e *Engine) forgetLeftover(cgroupID uint64, was maps.Task) {
 		e.log.Error("forget the cgroup of an ended task", "id", cgroupID, "err", err)
 	}
 	// What it was denied since its end has been counted.
-	always := []uint32{maps.RuleNone, maps.RuleLoopback, maps.RuleReply}
+	always := []uint32{kernel.RuleNone, kernel.RuleLoopback, kernel.RuleReply}
 	if err := e.maps.Counters.Delete(was.Number, always); err != nil {
 		e.log.Error("remove the counters of an ended task", "number", was.Number, "err", err)
 	}
@@ -100,41 +101,31 @@ func (e *Engine) forgetLeftover(cgroupID uint64, was maps.Task) {
 func (e *Engine) all() []*task {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	found := make([]*task, 0, len(e.byNumber))
-	for _, t := range e.byNumber {
-		found = append(found, t)
-	}
-	slices.SortFunc(found, func(a, b *task) int { return cmp.Compare(a.number, b.number) })
-	return found
+	return byNumber(slices.Collect(maps.Values(e.byNumber)))
 }
 
-// live returns the tasks that have not ended.
+// live returns the tasks that are in force or ending, by number.
 func (e *Engine) live() []*task {
-	return slices.DeleteFunc(e.all(), func(t *task) bool {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		return t.state == client.TaskEnded
-	})
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return byNumber(slices.Collect(maps.Values(e.places)))
+}
+
+func byNumber(tasks []*task) []*task {
+	slices.SortFunc(tasks, func(a, b *task) int { return cmp.Compare(a.number, b.number) })
+	return tasks
 }
 
 func (e *Engine) tasksOf(a *agent) []*task {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	found := make([]*task, 0, len(a.tasks))
-	for t := range a.tasks {
-		found = append(found, t)
-	}
-	return found
+	return slices.Collect(maps.Keys(a.tasks))
 }
 
 func (e *Engine) allAgents() []*agent {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	found := make([]*agent, 0, len(e.agents))
-	for _, a := range e.agents {
-		found = append(found, a)
-	}
-	return found
+	return slices.Collect(maps.Values(e.agents))
 }
 
 // agentNamed returns the agent, made if there was none.
