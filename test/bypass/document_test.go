@@ -94,6 +94,9 @@ func (tab *table) heading() []string {
 	if tab.subject == "control" {
 		return []string{"control", "what must work", "privilege"}
 	}
+	if tab.subject == "limit" {
+		return []string{"limit", "what it tries", "privilege", "why it is open"}
+	}
 	return []string{"technique", "what it tries", "privilege", "stopped at"}
 }
 

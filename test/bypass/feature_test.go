@@ -37,6 +37,8 @@ func udplite() feature {
 }
 func l2tp() feature { return canOpen("L2TP over IP", unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_L2TP) }
 
+func rds() feature { return canOpen("RDS", unix.AF_RDS, unix.SOCK_SEQPACKET, 0) }
+
 func multipath() feature {
 	return canOpen("MPTCP", unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
 }

@@ -111,6 +111,8 @@ func flows() []flow {
 		{name: "end-connect", what: "new connections after the end of the task", grants: []string{rule4}, cut: ended, told: true, open: connectFlow(allowed)},
 		{name: "end-fastopen", what: "new connections with Fast Open after the end of the task", grants: []string{rule4}, cut: ended, told: true, open: fastOpenFlow(allowed)},
 		{name: "end-new-udp", what: "new UDP sockets after the end of the task", grants: []string{udpRule4}, cut: ended, told: true, open: newUDPFlow(allowed)},
+		{name: "end-delayed", what: "a datagram with a time of its own (SO_TXTIME) waits in the link's queue, behind every hook, at the end of the task", grants: []string{udpRule4}, needs: []feature{fairQueue()}, cut: ended, patience: 2 * delay, stage: queued, open: delayedFlow(allowed)},
+		{name: "end-paced", what: "datagrams wait in the link's queue for a rate of their own (SO_MAX_PACING_RATE) at the end of the task", grants: []string{udpRule4}, needs: []feature{fairQueue()}, cut: ended, patience: 2 * delay, stage: queued, open: pacedFlow(allowed)},
 		{name: "revoke-tcp", what: "a TCP connection goes on after its grant is taken back", grants: []string{rule4}, cut: revoked(rule4), told: true, open: tcp4},
 		{name: "revoke-udp", what: "a connected UDP socket goes on after its grant is taken back", grants: []string{udpRule4}, cut: revoked(udpRule4), told: true, open: udp4},
 		{name: "revoke-udp-sendto", what: "an unconnected UDP socket goes on after its grant is taken back", grants: []string{udpRule4}, cut: revoked(udpRule4), told: true, open: sendtoFlow(allowed)},

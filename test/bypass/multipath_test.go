@@ -77,10 +77,9 @@ func pathManagerDo(t *testing.T, family uint16, command uint8, attrs ...*nl.RtAt
 	}
 }
 
-// subflowSeen waits for a subflow to the announced address, which a kernel
-// worker opens when it gets to it. The limit bounds only how long a guarded
+// wireSeen waits for what a worker of the kernel sends when it gets to it. The limit bounds only how long a guarded
 // run waits for what must not come.
-func (l *lab) subflowSeen(t *trial) func() {
+func (l *lab) wireSeen(t *trial) func() {
 	return func() {
 		for deadline := time.Now().Add(300 * time.Millisecond); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 			if l.wire.has(t.technique.seen) {

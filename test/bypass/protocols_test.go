@@ -163,7 +163,7 @@ func protocols() []technique {
 			policy: []string{"mptcp: allow"}, proof: onWire, stop: "connect", permit: to(allowed4),
 			seen:   func(p packet) bool { return p.dst == denied4 && p.proto == unix.IPPROTO_TCP },
 			try:    announced,
-			assist: func(t *trial) error { return t.process.tellAfter("connected", "enough", t.lab.subflowSeen(t)) },
+			assist: func(t *trial) error { return t.process.tellAfter("connected", "enough", t.lab.wireSeen(t)) },
 		},
 	}
 }

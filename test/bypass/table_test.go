@@ -18,6 +18,7 @@ type row struct {
 	unguarded, guarded      string
 	held                    bool
 	skipped                 string // what the kernel lacks
+	limit                   bool   // known to be open
 	control                 bool
 }
 
@@ -35,6 +36,8 @@ func (r *row) verdict() string {
 		return "BROKEN"
 	case r.held:
 		return "held"
+	case r.limit:
+		return "open"
 	}
 	return "ESCAPE"
 }
@@ -68,7 +71,7 @@ func newTable(t *testing.T, subject string, size int) *table {
 func (tab *table) begin(name, what string, class class, stop string) *row {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
-	r := &row{name: name, what: what, class: class.String(), stop: stop, control: tab.subject == "control"}
+	r := &row{name: name, what: what, class: class.String(), stop: stop, control: tab.subject == "control", limit: tab.subject == "limit"}
 	tab.rows = append(tab.rows, r)
 	return r
 }

@@ -50,6 +50,8 @@ type technique struct {
 	proof proof
 	needs []feature
 	tools []string // programs
+	// lasting says that what it makes in the kernel outlives the process.
+	lasting bool
 	// alone takes the guard that has no engine and trusts nobody's NAT.
 	alone bool
 	// allow replaces the usual rules, as destinations; policy adds lines to
@@ -89,7 +91,7 @@ func techniques() []technique {
 // byName finds the technique, or the flow, or the control that a process is
 // told to try.
 func byName(name string) (func(*attempt) error, error) {
-	for _, t := range techniques() {
+	for _, t := range append(techniques(), limits()...) {
 		if t.name == name {
 			return t.try, nil
 		}

@@ -49,7 +49,7 @@ func (l *lab) try(t technique, g guard) (result, error) {
 	r := &trial{lab: l, guard: g, guarded: g != nil, technique: t, token: newToken()}
 	res, err := r.run()
 	err = errors.Join(err, r.clean())
-	if err == nil && !r.guarded {
+	if err == nil && !r.guarded && !t.lasting {
 		err = l.quiet()
 	}
 	return res, err

@@ -34,7 +34,7 @@ func modules() []string {
 		"tcp_diag", "udp_diag", "raw_diag", "mptcp_diag", "unix_diag", "af_packet_diag",
 		"nf_tables", "nfnetlink_log", "nft_chain_nat", "nft_ct", "nft_nat", "nft_masq", "nft_redir", "nft_limit",
 		"nft_log", "nft_reject_inet", "nft_socket", "nft_fib_inet", "nft_tproxy",
-		"sch_netem", "sch_ingress", "cls_bpf", "act_mirred",
+		"sch_netem", "sch_fq", "sch_ingress", "cls_bpf", "act_mirred",
 		"sctp", "sctp_diag", "dccp_ipv4", "dccp_ipv6", "dccp_diag",
 		"tls", "l2tp_ip", "l2tp_ip6", "vsock_loopback", "tipc", "rds_tcp", "smc", "kcm",
 	}
