@@ -70,6 +70,12 @@ test-vm: ## tests in virtual machines: make test-vm KERNEL=6.1 PKG=./internal/lo
 race: ## the tests of this machine under the race detector; needs a C compiler
 	CGO_ENABLED=1 $(GO) test -race -short -count=1 -p=1 $(or $(PKG),./...)
 
+.PHONY: bench
+bench: ## what a guard costs, beside no guard and nftables: make bench BENCHFLAGS='-rounds 200 -o json'
+	@mkdir -p bin
+	$(GO) build -trimpath -o bin/bench ./test/bench
+	bin/bench $(BENCHFLAGS)
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (30s)
 	scripts/fuzz $(FUZZTIME)
