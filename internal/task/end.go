@@ -28,7 +28,6 @@ const (
 	reasonEnded    = "ended"
 	reasonExpired  = "expired"
 	reasonVanished = "cgroup vanished"
-	reasonHalf     = "its begin was interrupted"
 	reasonReboot   = "the machine was rebooted"
 	reasonUnload   = "unload"
 	reasonGone     = "its record in the kernel was gone"
@@ -88,7 +87,6 @@ func (t *task) isLive() bool {
 type ending struct {
 	reason string
 	kill   bool // the processes in a cgroup of the task's own are killed in any case
-	undo   bool // what was not yet enforced: an adopted cgroup is given back as it is
 }
 
 // end ends a live task whose step the caller holds. From its first step on it
@@ -165,10 +163,6 @@ func (e *Engine) clear(t *task, why ending) (killed int, left *leftover) {
 		return 0, left
 	}
 	defer dir.Close()
-	if why.undo && t.Adopted {
-		e.release(t.CgroupID, t.OwnGuard)
-		return 0, nil
-	}
 	if t.mayKill(why) {
 		ctx, cancel := context.WithTimeout(e.ctx, killPatience)
 		killed, err = dir.Kill(ctx)

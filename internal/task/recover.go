@@ -219,8 +219,11 @@ func (r *recovery) loadTask(t *task, cgroupID uint64, inKernel bool) error {
 		delete(r.inKernel, cgroupID)
 	}
 	dir, err := r.locate(t)
-	if err != nil && !begun {
-		return r.store.deleteLive(t.number) // it came no further than the store
+	if err == nil {
+		defer dir.Close()
+	}
+	if !begun && (err != nil || t.Adopted || isEmpty(dir)) {
+		return r.forget(t)
 	}
 	r.used[t.number] = true
 	if t.Own != nil {
@@ -238,17 +241,13 @@ func (r *recovery) loadTask(t *task, cgroupID uint64, inKernel bool) error {
 		r.ends[t] = ending{reason: cmp.Or(t.EndReason, reasonVanished)}
 		return nil
 	}
-	defer dir.Close()
 	switch {
-	case !inKernel && !begun:
-		// Nothing was enforced yet: what is in an adopted cgroup is not ours.
-		r.ends[t] = ending{reason: reasonHalf, undo: true}
 	case t.EndReason != "", inKernel && t.kernel.State != maps.StateLive:
 		r.ends[t] = ending{reason: cmp.Or(t.EndReason, reasonEnded)}
 	case !inKernel:
 		r.ends[t] = ending{reason: reasonGone}
 	}
-	if t.OwnGuard && begun {
+	if t.OwnGuard {
 		// Complete a begin, or an end, that was interrupted.
 		if err := r.kernel.Guard(dir, dir.Level()); err != nil {
 			return err
@@ -258,6 +257,22 @@ func (r *recovery) loadTask(t *task, cgroupID uint64, inKernel bool) error {
 		r.resume(t)
 	}
 	return nil
+}
+
+// forget undoes a begin that did not come as far as the kernel. Its caller was
+// not answered, and may ask again.
+func (r *recovery) forget(t *task) error {
+	if !t.Adopted && t.CgroupID != 0 {
+		if err := removeCgroup(t.Cgroup, t.CgroupID); err != nil {
+			return err
+		}
+	}
+	return r.store.deleteLive(t.number)
+}
+
+func isEmpty(dir *cgroup.Dir) bool {
+	populated, err := dir.Populated()
+	return err == nil && !populated
 }
 
 // locate opens the task's cgroup and completes what the store may not have of
