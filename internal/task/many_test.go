@@ -143,3 +143,31 @@ func openForBenchmark(b *testing.B) *Engine {
 	})
 	return e
 }
+
+// BenchmarkEnd reports the latency of ends that come one after the other, and
+// of those that share sweeps.
+func BenchmarkEnd(b *testing.B) {
+	for _, at := range []int{1, 50} {
+		b.Run(fmt.Sprintf("%d-at-once", at), func(b *testing.B) {
+			e := openForBenchmark(b)
+			for b.Loop() {
+				b.StopTimer()
+				for range at {
+					if _, err := e.Begin(b.Context(), client.BeginRequest{Allow: []string{"192.0.2.2:1"}}); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.StartTimer()
+				var all sync.WaitGroup
+				for _, t := range e.live() {
+					all.Go(func() {
+						if _, err := e.End(b.Context(), t.id, client.EndRequest{}); err != nil {
+							b.Error(err)
+						}
+					})
+				}
+				all.Wait()
+			}
+		})
+	}
+}
