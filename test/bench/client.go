@@ -35,8 +35,7 @@ type child struct {
 	out *json.Decoder
 }
 
-// start starts a child in a cgroup and a namespace, on one processor, before
-// all that run at ordinary priority.
+// start starts a child in a cgroup and a namespace.
 func start(role string, dir *cgroup.Dir, ns *netns.Handle, cpu int, files ...*os.File) (*child, error) {
 	cmd := exec.Command("/proc/self/exe")
 	// Nothing may interrupt the loops: no collector, no preemption. Each blocks
@@ -53,26 +52,30 @@ func start(role string, dir *cgroup.Dir, ns *netns.Handle, cpu int, files ...*os
 	if err != nil {
 		return nil, err
 	}
-	err = ns.Do(func() error {
-		// A child inherits both from the thread that starts it.
-		var before unix.CPUSet
-		if err := unix.SchedGetaffinity(0, &before); err != nil {
-			return fmt.Errorf("read affinity: %w", err)
-		}
-		var one unix.CPUSet
-		one.Set(cpu)
-		if err := unix.SchedSetaffinity(0, &one); err != nil {
-			return fmt.Errorf("stay on processor %d: %w", cpu, err)
-		}
-		return errors.Join(cmd.Start(), unix.SchedSetaffinity(0, &before))
-	})
+	err = ns.Do(func() error { return privileged(cpu, cmd.Start) })
 	if err != nil {
 		return nil, fmt.Errorf("start %s in %s: %w", role, dir.Path(), err)
 	}
-	if err := unix.Setpriority(unix.PRIO_PROCESS, cmd.Process.Pid, -20); err != nil {
-		return nil, fmt.Errorf("raise priority of %s: %w", role, err)
-	}
 	return &child{cmd, json.NewEncoder(in), in, json.NewDecoder(out)}, nil
+}
+
+// privileged runs fn on one processor and before all that runs at ordinary
+// priority. What fn starts, with all its threads, inherits both.
+func privileged(cpu int, fn func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return fmt.Errorf("read affinity: %w", err)
+	}
+	one.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return fmt.Errorf("stay on processor %d: %w", cpu, err)
+	}
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, -20); err != nil {
+		return fmt.Errorf("raise priority: %w", err)
+	}
+	return errors.Join(fn(), unix.Setpriority(unix.PRIO_PROCESS, 0, 0), unix.SchedSetaffinity(0, &before))
 }
 
 func (c *child) stop() {
@@ -129,13 +132,13 @@ func runClient() {
 
 func (l *load) slice(o order, batches []time.Duration) answer {
 	l.batch(o.Batch) // warms caches that another client has used meanwhile
-	l.rest()
+	l.rest(o.Batch)
 	begun := time.Now()
 	for len(batches) < cap(batches) {
 		before := time.Now()
 		l.batch(o.Batch)
 		batches = append(batches, time.Since(before))
-		l.rest()
+		l.rest(o.Batch)
 		if time.Since(begun) >= time.Duration(o.SliceNS) {
 			break
 		}

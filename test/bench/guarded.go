@@ -37,7 +37,7 @@ const (
 
 // newGuarded loads the programs, attaches them to guard and makes dir a task
 // with so many exact rules, beside others-1 tasks that do nothing.
-func (l *lab) newGuarded(guard, dir *cgroup.Dir, server ports, rules, others int) (*guarded, error) {
+func (l *lab) newGuarded(guard, dir *cgroup.Dir, echo uint16, rules, others int) (*guarded, error) {
 	l.guards++
 	pins := fmt.Sprintf("/sys/fs/bpf/agentguard-bench-%d-%d", os.Getpid(), l.guards)
 	kernel, err := loader.Open(loader.Config{PinDir: pins})
@@ -50,7 +50,7 @@ func (l *lab) newGuarded(guard, dir *cgroup.Dir, server ports, rules, others int
 		}
 	})
 	g := &guarded{Kernel: kernel, pins: pins, guard: guard, task: dir, rules: rules}
-	if err := g.Maps().Rules.Replace(benchPolicy, rulesFor(server, rules)); err != nil {
+	if err := g.Maps().Rules.Replace(benchPolicy, rulesFor(echo, rules)); err != nil {
 		return nil, err
 	}
 	if err := g.putTasks(others); err != nil {
@@ -100,11 +100,11 @@ func (g *guarded) putTasks(count int) error {
 }
 
 // rulesFor names what the workloads use, and then further addresses.
-func rulesFor(server ports, count int) policy.Compiled {
+func rulesFor(echo uint16, count int) policy.Compiled {
 	var c policy.Compiled
 	for _, addr := range []netip.Addr{destination4, destination6} {
 		c.Hosts = append(c.Hosts, exact(addr, sinkPort, policy.UDP), exact(addr, listenPort, policy.TCP),
-			exact(addr, server.echo, policy.TCP), exact(addr, server.discard, policy.TCP))
+			exact(addr, echo, policy.TCP))
 	}
 	for i := 0; len(c.Hosts) < count; i++ {
 		c.Hosts = append(c.Hosts, exact(spread4(i), sinkPort, policy.UDP))

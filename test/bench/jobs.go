@@ -7,14 +7,13 @@ import "net/netip"
 // paths are the ways that packets and calls take through a guard.
 func paths() []job {
 	echo := func(addr netip.Addr) func(*lane) []netip.AddrPort {
-		return func(l *lane) []netip.AddrPort { return []netip.AddrPort{at(addr, l.ports.echo)} }
+		return func(l *lane) []netip.AddrPort { return []netip.AddrPort{at(addr, l.echo)} }
 	}
-	discard := func(l *lane) []netip.AddrPort { return []netip.AddrPort{at(destination4, l.ports.discard)} }
 	return []job{
 		{"TCP connect+close", tcpConnect, 8, one(destination4, listenPort)},
 		{"TCP connect+close, IPv6", tcpConnect, 8, one(destination6, listenPort)},
 		{"TCP request/response", tcpRequest, 16, echo(destination4)},
-		{"TCP bulk, 128 KiB", tcpBulk, 16, discard},
+		{"TCP bulk, 128 KiB", tcpBulk, 16, one(destination4, listenPort)},
 		{"UDP send, unconnected", udpSend, 64, one(destination4, sinkPort)},
 		{"UDP send, unconnected, IPv6", udpSend, 64, one(destination6, sinkPort)},
 		{"UDP send, connected", udpConnected, 64, one(destination4, sinkPort)},

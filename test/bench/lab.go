@@ -175,20 +175,14 @@ func (l *lab) prepareFar() error {
 }
 
 // listen opens what needs no server process. The clients inherit the listener,
-// to take finished connections off its queue; it stays outside their cgroups.
+// to take connections off its queue; it stays outside their cgroups.
 func (l *lab) listen() error {
-	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	listener, err := newListener(listenPort)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return err
 	}
-	l.listener = os.NewFile(uintptr(fd), "listener")
-	l.closers = append(l.closers, func() { l.listener.Close() })
-	if err := unix.Bind(fd, &unix.SockaddrInet6{Port: listenPort}); err != nil {
-		return fmt.Errorf("listen: %w", err)
-	}
-	if err := unix.Listen(fd, 65535); err != nil {
-		return fmt.Errorf("listen: %w", err)
-	}
+	l.listener = listener
+	l.closers = append(l.closers, func() { listener.Close() })
 	small := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096) })
 	}}
@@ -198,6 +192,42 @@ func (l *lab) listen() error {
 	}
 	l.closers = append(l.closers, func() { sink.Close() })
 	return nil
+}
+
+// newListener opens one on a port of its own, for a server to inherit.
+func (l *lab) newListener() (listener *os.File, port uint16, err error) {
+	err = l.far.Do(func() error {
+		if listener, err = newListener(0); err != nil {
+			return err
+		}
+		l.closers = append(l.closers, func() { listener.Close() })
+		name, err := unix.Getsockname(int(listener.Fd()))
+		if err != nil {
+			return fmt.Errorf("listen: %w", err)
+		}
+		port = uint16(name.(*unix.SockaddrInet6).Port)
+		return nil
+	})
+	return listener, port, err
+}
+
+// newListener listens on both families, in the current namespace. Accepting
+// blocks.
+func newListener(port int) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "listener")
+	if err := unix.Bind(fd, &unix.SockaddrInet6{Port: port}); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	if err := unix.Listen(fd, 65535); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	return file, nil
 }
 
 // join lays a veth pair from near to the far namespace.

@@ -49,6 +49,7 @@ func run() error {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 60, "how often each lane has its turn in each workload")
 	flag.DurationVar(&o.slice, "slice", 20*time.Millisecond, "length of a turn")
+	flag.IntVar(&o.generation, "generation", 10, "after how many rounds all processes are started anew")
 	flag.IntVar(&o.cpu, "cpu", lastCPU(), "the processor that clients and servers run on")
 	only := flag.String("run", "", "only workloads that match this regular expression")
 	section := flag.String("section", "paths,rules,tasks,programs", "what to measure, comma-separated")

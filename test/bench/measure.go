@@ -13,8 +13,9 @@ import (
 
 // effort is how long to measure.
 type effort struct {
-	rounds int
-	slice  time.Duration
+	rounds     int
+	slice      time.Duration
+	generation int // rounds after which all processes are new
 }
 
 // row is one workload in all lanes.
@@ -44,7 +45,7 @@ type ratio struct {
 	P90    float64 `json:"p90"`
 }
 
-// task is one workload and, lane by lane, where it goes.
+// job is one workload and, lane by lane, where it goes.
 type job struct {
 	name  string
 	kind  kind
@@ -57,15 +58,16 @@ func one(addr netip.Addr, port uint16) func(*lane) []netip.AddrPort {
 }
 
 // measure runs one job in all lanes in turn, in small slices, in a new order
-// each round: what disturbs the machine disturbs all of them.
+// each round: what disturbs the machine disturbs all of them. Now and then all
+// get new processes.
 func (e effort) measure(section string, j job, lanes []*lane) (row, error) {
-	for _, lane := range lanes {
-		if _, err := lane.do(order{Open: &work{Kind: j.kind, Destinations: j.to(lane)}}); err != nil {
-			return row{}, fmt.Errorf("%s: %w", lane.name, err)
-		}
-	}
 	ns := make([][]float64, len(lanes))
-	for range e.rounds {
+	for round := range e.rounds {
+		if round%e.generation == 0 {
+			if err := begin(j, lanes); err != nil {
+				return row{}, err
+			}
+		}
 		for _, i := range rand.Perm(len(lanes)) {
 			a, err := lanes[i].do(order{Batch: j.batch, SliceNS: int64(e.slice)})
 			if err != nil {
@@ -83,6 +85,18 @@ func (e effort) measure(section string, j job, lanes []*lane) (row, error) {
 		r.Cells = append(r.Cells, c)
 	}
 	return r, nil
+}
+
+func begin(j job, lanes []*lane) error {
+	for _, lane := range lanes {
+		if err := lane.restart(); err != nil {
+			return err
+		}
+		if _, err := lane.do(order{Open: &work{Kind: j.kind, Destinations: j.to(lane)}}); err != nil {
+			return fmt.Errorf("%s: %w", lane.name, err)
+		}
+	}
+	return nil
 }
 
 func isEmpty(l *lane) bool { return l.name == "empty" }

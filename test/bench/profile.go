@@ -50,24 +50,24 @@ func (o *options) profile(report *report, guarded, empty *lane) error {
 	return nil
 }
 
-func (o *options) account(j job, lane *lane) (map[string]cost, error) {
-	if _, err := lane.do(order{Open: &work{Kind: j.kind, Destinations: j.to(lane)}}); err != nil {
+func (o *options) account(j job, of *lane) (map[string]cost, error) {
+	if err := begin(j, []*lane{of}); err != nil {
 		return nil, err
 	}
-	before, err := runs(lane.programs)
+	before, err := runs(of.programs)
 	if err != nil {
 		return nil, err
 	}
-	done, err := lane.do(order{Batch: j.batch, SliceNS: int64(300 * time.Millisecond)})
+	done, err := of.do(order{Batch: j.batch, SliceNS: int64(300 * time.Millisecond)})
 	if err != nil {
 		return nil, err
 	}
-	after, err := runs(lane.programs)
+	after, err := runs(of.programs)
 	if err != nil {
 		return nil, err
 	}
 	costs := make(map[string]cost)
-	for name := range lane.programs {
+	for name := range of.programs {
 		count := float64(after[name].RunCount - before[name].RunCount)
 		spent := float64(after[name].Runtime - before[name].Runtime)
 		costs[name] = cost{Workload: j.name, Program: name, NS: spent / max(count, 1), Runs: count / float64(done.Ops)}

@@ -23,7 +23,7 @@ const (
 	udpSendDenied kind = "udp-denied"    // as above, where the guard refuses
 	udpConnected  kind = "udp-connected" // send on a connected socket
 	tcpRequest    kind = "tcp-request"   // a request and its response on an open connection
-	tcpBulk       kind = "tcp-bulk"      // writes of bulkSize on an open connection
+	tcpBulk       kind = "tcp-bulk"      // a write of bulkSize on an open connection, and the far end's reading it
 )
 
 const (
@@ -84,7 +84,8 @@ type load struct {
 	to       []sockaddr
 	next     int
 	fd       uintptr
-	listener uintptr // the far end's, from which done connections are taken
+	listener uintptr // the far end's
+	far      uintptr // the far end of fd, where nobody else serves it
 	buffer   []byte
 	failure  error
 }
@@ -111,13 +112,34 @@ func openLoad(w work, listener uintptr) (*load, error) {
 			l.fail("set TCP_NODELAY", err)
 		}
 	}
+	if w.Kind == tcpBulk {
+		l.far = l.accept()
+		for _, fd := range []uintptr{l.fd, l.far} {
+			if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 8*bulkSize); err != nil {
+				l.fail("set SO_SNDBUF", err)
+			}
+			if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8*bulkSize); err != nil {
+				l.fail("set SO_RCVBUF", err)
+			}
+		}
+	}
 	return l, l.failure
 }
 
 func (l *load) close() {
-	if l.fd != 0 {
-		unix.Close(int(l.fd))
+	for _, fd := range []uintptr{l.fd, l.far} {
+		if fd != 0 {
+			unix.Close(int(fd))
+		}
 	}
+}
+
+func (l *load) accept() uintptr {
+	fd, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, l.listener, 0, 0, unix.SOCK_CLOEXEC, 0, 0)
+	if errno != 0 {
+		l.fail("accept", errno)
+	}
+	return fd
 }
 
 func (l *load) fail(step string, err error) {
@@ -206,6 +228,7 @@ func (l *load) batch(n int) {
 	case tcpBulk:
 		for range n {
 			l.write(bulkSize)
+			l.discard(bulkSize)
 		}
 	}
 }
@@ -241,17 +264,25 @@ func (l *load) read(size uintptr) {
 	}
 }
 
+// discard reads at the far end.
+func (l *load) discard(size uintptr) {
+	for size > 0 {
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, l.far, uintptr(unsafe.Pointer(&l.buffer[0])), size, 0, 0, 0)
+		if errno != 0 || n == 0 {
+			l.fail("discard", errno)
+			return
+		}
+		size -= n
+	}
+}
+
 // rest takes the connections of a batch off the far end's queue. It is not
 // timed: a real server does this on a processor of its own.
-func (l *load) rest() {
+func (l *load) rest(n int) {
 	if l.kind != tcpConnect {
 		return
 	}
-	for {
-		fd, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, l.listener, 0, 0, unix.SOCK_CLOEXEC, 0, 0)
-		if errno != 0 {
-			return
-		}
-		unix.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
+	for range n {
+		unix.RawSyscall(unix.SYS_CLOSE, l.accept(), 0, 0)
 	}
 }
