@@ -310,8 +310,7 @@ func (e *Engine) settle(ctx context.Context, t *task) {
 	if !t.Adopted {
 		return
 	}
-	t.discoverAll(e.spaces)
-	if _, err := e.sweeper.sweep(ctx, t.spaces()); err != nil {
+	if _, err := e.sweepTasks(t); err != nil {
 		e.log.Warn("cut what the task found and may not have; its packets are dropped", "task", t.id, "err", err)
 	}
 }

@@ -138,8 +138,7 @@ func (e *Engine) setState(t *task, state maps.State) {
 
 // cut destroys the task's sockets and returns their number.
 func (e *Engine) cut(t *task) int {
-	t.discoverAll(e.spaces)
-	destroyed, err := e.sweeper.sweep(e.ctx, t.spaces())
+	destroyed, err := e.sweepTasks(t)
 	if err != nil {
 		e.log.Error("destroy the sockets of an ending task; nothing leaves them all the same", "task", t.id, "err", err)
 	}

@@ -144,7 +144,7 @@ func (e *Engine) sweepSoon(t *task) {
 	}
 	// Not here: a sweep waits for the reader of events, which this is.
 	e.background.Go(func() {
-		if _, err := e.sweeper.sweep(e.ctx, t.spaces()); err != nil && e.ctx.Err() == nil {
+		if _, err := e.sweepTasks(t); err != nil && e.ctx.Err() == nil {
 			e.log.Error("destroy sockets that are no longer allowed; their packets are dropped", "task", t.id, "err", err)
 		}
 	})

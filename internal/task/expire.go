@@ -54,7 +54,7 @@ func (e *Engine) expireGrant(t *task, rule uint32) {
 	if err := e.setGrants(t, grants); err != nil {
 		e.log.Error("remove an expired grant; it allows nothing", "task", t.id, "err", err)
 	}
-	if _, err := e.sweeper.sweep(e.ctx, t.spaces()); err != nil {
+	if _, err := e.sweepTasks(t); err != nil {
 		e.log.Error("destroy the sockets of an expired grant; their packets are dropped", "task", t.id, "err", err)
 	}
 	e.recordGrant(context.Background(), t, "expire", grants[at].Destination, "")

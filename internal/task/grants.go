@@ -164,7 +164,7 @@ func (e *Engine) Revoke(ctx context.Context, id, destination string) (client.Rev
 			e.scheduleGrant(t, grant{Rule: g.Rule})
 		}
 	}
-	destroyed, err := e.sweeper.sweep(e.ctx, t.spaces())
+	destroyed, err := e.sweepTasks(t)
 	if err != nil {
 		return client.RevokeResult{}, wrap("revoke: the grant is gone and its packets are dropped, but its sockets could not be destroyed", err)
 	}

@@ -168,3 +168,47 @@ func TestCovers(t *testing.T) {
 		}
 	}
 }
+
+func TestDeniedPacketCutsItsFlow(t *testing.T) {
+	f := newFixture(t)
+	f.open()
+	s := f.serve(true)
+	p := f.taskWith("a", s.addr)
+	p.want("ok", "dial c %s", s.addr)
+	task, err := f.engine.Get("a")
+	must(t, err)
+	// Behind the engine's back, so that nothing but the packet tells it.
+	must(t, f.engine.maps.Rules.Delete(task.Number))
+	p.want("ok", "write c hello")
+	eventually(t, "the socket is destroyed", func() bool { return p.do("write c hello") == aborted })
+	eventually(t, "the peer got a reset", func() bool { return s.resets() == 1 })
+}
+
+func TestSlowSubscriberLosesAlone(t *testing.T) {
+	f := newFixture(t)
+	f.open()
+	slow, quick := f.engine.Subscribe(), f.engine.Subscribe()
+	defer slow.Close()
+	got := make(chan int)
+	go func() {
+		n := 0
+		for range quick.C {
+			n++
+		}
+		got <- n
+	}()
+	const records = subscriptionBuffer + 100
+	for n := range records {
+		f.engine.records.add(client.Record{Kind: "task", Action: "begin", Detail: strings.Repeat("x", n%7)})
+		for len(quick.C) > subscriptionBuffer/2 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	quick.Close()
+	if n := <-got; n != records || quick.Lost() != 0 {
+		t.Errorf("the quick one got %d of %d and lost %d", n, records, quick.Lost())
+	}
+	if slow.Lost() != records-subscriptionBuffer {
+		t.Errorf("the slow one lost %d, want %d", slow.Lost(), records-subscriptionBuffer)
+	}
+}

@@ -304,7 +304,7 @@ func (e *Engine) applied(ctx context.Context, changes []change) (client.ApplyRes
 	var destroyed map[uint32]int
 	var err error
 	if len(swept) > 0 {
-		destroyed, err = e.sweepTasks(swept)
+		destroyed, err = e.sweepTasks(swept...)
 	}
 	for _, c := range changes {
 		if c.action != "updated" {

@@ -449,7 +449,7 @@ func (r *recovery) finish(lost []record) {
 	}
 	all.Wait()
 	if live := r.live(); len(live) > 0 {
-		if _, err := r.sweepTasks(live); err != nil {
+		if _, err := r.sweepTasks(live...); err != nil {
 			r.log.Error("destroy sockets that are no longer allowed; their packets are dropped", "err", err)
 		}
 	}

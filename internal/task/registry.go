@@ -187,10 +187,13 @@ func (e *Engine) List(filter client.TaskFilter) []client.Task {
 	return found
 }
 
-// sweepTasks cuts what tasks may no longer have.
-func (e *Engine) sweepTasks(tasks []*task) (map[uint32]int, error) {
+// sweepTasks makes what was written to the maps before the call hold for every
+// socket of the tasks, wherever their processes stand now. It returns how many
+// sockets of each task it destroyed.
+func (e *Engine) sweepTasks(tasks ...*task) (map[uint32]int, error) {
 	var in []netns.ID
 	for _, t := range tasks {
+		t.discoverAll(e.spaces)
 		in = append(in, t.spaces()...)
 	}
 	return e.sweeper.sweep(e.ctx, in)

@@ -66,7 +66,7 @@ func openStore(dir string, private bool) (*store, error) {
 
 func openDB(path string, noSync bool, buckets ...string) (*bbolt.DB, error) {
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
-		Timeout: lockPatience, NoSync: noSync, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType,
+		Timeout: lockPatience, NoSync: noSync, NoGrowSync: noSync, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", path, err)
