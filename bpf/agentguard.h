@@ -5,6 +5,7 @@
 #pragma once
 
 #define MAX_RANGES 32 /* port ranges that one prefix entry can hold */
+#define MAX_ASKED 4   /* destinations that one socket remembers */
 
 enum state {
 	STATE_NONE, /* no task: deny */
@@ -83,6 +84,7 @@ enum reason {
 	REASON_ROUTED,	     /* source route or routing header */
 	REASON_FRAGMENT,     /* a later fragment: its ports cannot be known */
 	REASON_MALFORMED,    /* headers that cannot be read */
+	REASON_MEMORY,	     /* the destination cannot be put on record */
 };
 
 enum hook {
@@ -180,12 +182,12 @@ struct local_addr {
 	__u32 addr[4];
 };
 
-/* What a socket remembers. `connected` is kept only where the socket itself
- * cannot tell (GUARD_REWRITTEN); a port of 0 with proto 0 means none. */
+/* What a socket remembers. */
 struct memo {
-	struct flow connected;
-	struct flow sent; /* last destination allowed by sendmsg */
-	__u32 accepted;	  /* the peer began */
+	struct flow asked[MAX_ASKED]; /* decided destinations; proto 0 is a free place */
+	__u32 count;		      /* of them, above MAX_ASKED if not all are known */
+	__u16 accepted;		      /* the peer began */
+	__u16 rewritten;	      /* GUARD_REWRITTEN: connect notes its destination too */
 };
 
 struct event {

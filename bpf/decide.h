@@ -156,6 +156,13 @@ static __always_inline bool is_live(const struct task *task, struct decision *d)
 	return false;
 }
 
+/* Whether a denial is only put on record: in mode audit, of a live task. */
+static __always_inline bool lets_through(const struct task *task, const struct decision *d)
+{
+	return !d->allow && task && task->mode == MODE_AUDIT && d->reason != REASON_ENDED &&
+	       d->reason != REASON_EXPIRED;
+}
+
 static __always_inline void judge(const struct task *task, const struct flow *flow,
 				  struct decision *d)
 {

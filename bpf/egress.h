@@ -78,51 +78,84 @@ static __always_inline bool socket_destination(struct sock *sk, __u8 proto, stru
 	return flow->port;
 }
 
-/* Host NAT has put the backend's address into the packet. Where the
- * operator, not the task, rules the namespace, what was asked for counts: the
- * destination that sendmsg last allowed and the one the socket is connected
- * to, every one of them that is known, by the rules of now. */
-static __noinline void judge_asked(struct bpf_sock *sk, const struct task *task,
-				   const struct packet *p, bool rewritten, struct decision *d)
+/* What the packet was addressed to before the host's NAT, by the connection
+ * tracking that NAT needs. Exact, where the socket of datagrams can have
+ * changed its mind since. */
+static __always_inline bool tracked_destination(struct __sk_buff *skb, struct flow *flow)
 {
-	struct sock *raw = untyped(sk);
-	__u64 netns = netns_of(raw);
+	unsigned long tracked;
+	struct nf_conn *connection;
+
+	if (!bpf_core_type_exists(struct nf_conn) || !bpf_core_field_exists(struct sk_buff, _nfct))
+		return false;
+	tracked = BPF_CORE_READ((struct sk_buff *)untyped(skb), _nfct);
+	connection = (struct nf_conn *)(tracked & ~(unsigned long)CONNTRACK_KIND);
+	if (!connection || (tracked & CONNTRACK_KIND) >= CONNTRACK_REPLY)
+		return false;
+	BPF_CORE_READ_INTO(&flow->addr, connection, tuplehash[0].tuple.dst.u3.all);
+	if (BPF_CORE_READ(connection, tuplehash[0].tuple.src.l3num) == AF_INET)
+		map_ipv4(flow->addr, flow->addr[0]);
+	flow->port = bpf_ntohs(BPF_CORE_READ(connection, tuplehash[0].tuple.dst.u.all));
+	flow->proto = BPF_CORE_READ(connection, tuplehash[0].tuple.dst.protonum);
+	return flow->port;
+}
+
+/* Every destination that the socket was allowed, by the rules of now. */
+static __always_inline bool all_permitted(const struct memo *memo, const struct task *task,
+					  struct decision *d)
+{
+	if (!memo->count || memo->count > MAX_ASKED)
+		return false;
+	for (int i = 0; i < MAX_ASKED; i++) {
+		struct flow flow = memo->asked[i];
+
+		if (i < memo->count && !find_rule(task, &flow, d))
+			return false;
+	}
+	return true;
+}
+
+/* The packet carries another address than was asked for: the host's own NAT
+ * has put a backend's there, or a load balancer above has. Where the operator,
+ * not the task, rules the namespace, what was asked for counts. */
+static __noinline void judge_asked(struct __sk_buff *skb, const struct task *task,
+				   const struct packet *p, struct decision *d)
+{
+	struct bpf_sock *sk = skb->sk;
 	struct decision other = {};
 	struct flow flow = {};
 	struct memo *memo;
+	struct sock *raw;
+	__u64 netns;
 	__u32 *flags;
-	bool known = false;
 
 	if (p->to.proto != IPPROTO_TCP && p->to.proto != IPPROTO_UDP)
 		return;
-	if (sk->protocol != p->to.proto || sk->type == SOCK_RAW)
+	sk = sk ? bpf_sk_fullsock(sk) : NULL;
+	if (!sk || sk->protocol != p->to.proto || sk->type == SOCK_RAW)
 		return;
+	raw = untyped(sk);
+	netns = netns_of(raw);
 	flags = bpf_map_lookup_elem(&namespaces, &netns);
 	if (!flags || !(*flags & NAMESPACE_TRUSTED))
 		return;
 
+	/* TCP's packets go where the socket is connected to. */
+	if (p->to.proto == IPPROTO_TCP && !socket_destination(raw, IPPROTO_TCP, &flow))
+		return;
+	if (p->to.proto == IPPROTO_UDP && tracked_destination(skb, &flow) &&
+	    !same_flow(&flow, &p->to)) {
+		if (find_rule(task, &flow, &other))
+			*d = other;
+		return;
+	}
 	memo = bpf_sk_storage_get(&memos, sk, 0, 0);
-	if (memo && memo->sent.proto) {
-		flow = memo->sent;
-		if (!find_rule(task, &flow, &other))
-			return;
-		known = true;
-	}
-	if (rewritten) {
-		if (memo && memo->connected.proto) {
-			flow = memo->connected;
-			if (!find_rule(task, &flow, &other))
-				return;
-			known = true;
-		}
-	} else if (socket_destination(raw, p->to.proto, &flow)) {
-		flow.direction = DIRECTION_EGRESS;
-		if (!find_rule(task, &flow, &other))
-			return;
-		known = true;
-	}
-	if (known)
+	if (memo && memo->rewritten) {
+		if (all_permitted(memo, task, &other))
+			*d = other;
+	} else if (p->to.proto == IPPROTO_TCP && find_rule(task, &flow, &other)) {
 		*d = other;
+	}
 }
 
 /* The whole road, in the order in which ARCHITECTURE.md lists it. */
@@ -147,24 +180,25 @@ static __always_inline void judge_packet(struct __sk_buff *skb, struct bpf_sock 
 		judge_ingress(task, p, d);
 	}
 	if (!d->allow)
-		judge_asked(sk, task, p, guard->flags & GUARD_REWRITTEN, d);
+		judge_asked(skb, task, p, d);
 }
 
-/* A ping by sendto passes no other hook: its allowed destinations are put on
- * record here. */
+/* Whether nothing has been said yet of where the packet goes. */
+static __always_inline bool is_news(struct bpf_sock *sk, const struct packet *p)
+{
+	struct memo *memo = bpf_sk_storage_get(&memos, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+
+	return !memo || note(memo, &p->to);
+}
+
+/* Of allowed packets: a ping by sendto passes no other hook. */
 static __always_inline bool first_of_flow(struct bpf_sock *sk, const struct packet *p)
 {
-	struct memo *memo;
-
 	if (p->to.proto == IPPROTO_TCP)
 		return sk->state == TCP_LISTEN_STATE && sk->type == SOCK_STREAM;
 	if (p->to.proto == IPPROTO_UDP && sk->protocol == IPPROTO_UDP)
 		return false;
-	memo = bpf_sk_storage_get(&memos, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!memo || same_flow(&memo->sent, &p->to))
-		return false;
-	memo->sent = p->to;
-	return true;
+	return is_news(sk, p);
 }
 
 SEC("cgroup_skb/egress")
@@ -193,6 +227,8 @@ int ag_egress(struct __sk_buff *skb)
 			return ALLOW;
 	} else if (malformed) {
 		d.reason = malformed;
+	} else if (sk->type == SOCK_RAW && !(task->flags & TASK_RAW)) {
+		d.reason = REASON_SOCKET; /* the policy was another when it was made */
 	} else {
 		judge_packet(skb, sk, task, &p, guard, scene.cgroup, &d);
 		if (d.allow) {
@@ -204,6 +240,11 @@ int ag_egress(struct __sk_buff *skb)
 		}
 	}
 
+	if (lets_through(task, &d)) {
+		count_packet(task, RULE_NONE, skb->len);
+		if (!is_news(sk, &p))
+			return ALLOW;
+	}
 	count_decision(task, &d);
 	scene.cookie = bpf_get_socket_cookie(skb);
 	scene.netns = netns_of(untyped(sk));
@@ -212,7 +253,5 @@ int ag_egress(struct __sk_buff *skb)
 		p.to.port = p.from_port;
 	}
 	report(task, &p.to, &d, &scene, false);
-	if (d.allow)
-		return ALLOW;
-	return task && task->mode == MODE_AUDIT && task->state == STATE_LIVE ? ALLOW : DENY;
+	return d.allow || lets_through(task, &d) ? ALLOW : DENY;
 }

@@ -107,9 +107,10 @@ const (
 
 type GuardMemo struct {
 	_         structs.HostLayout
-	Connected GuardFlow
-	Sent      GuardFlow
-	Accepted  uint32
+	Asked     [4]GuardFlow
+	Count     uint32
+	Accepted  uint16
+	Rewritten uint16
 }
 
 type GuardMode uint32
@@ -174,6 +175,7 @@ const (
 	GuardReasonREASON_ROUTED       GuardReason = 13
 	GuardReasonREASON_FRAGMENT     GuardReason = 14
 	GuardReasonREASON_MALFORMED    GuardReason = 15
+	GuardReasonREASON_MEMORY       GuardReason = 16
 )
 
 type GuardRule uint32

@@ -45,7 +45,8 @@ static __always_inline void judge_local(struct bpf_sock_addr *ctx, const struct 
 		if (!bpf_map_lookup_elem(&local_addrs, &key))
 			return;
 	}
-	d->reason = REASON_NOT_OWN;
+	if (d->reason == REASON_NO_RULE)
+		d->reason = REASON_NOT_OWN;
 	if (task->loopback == LOOPBACK_NONE || is_many(flow->addr))
 		return;
 	if (flow->proto != IPPROTO_TCP && flow->proto != IPPROTO_UDP)
@@ -60,31 +61,64 @@ static __always_inline void judge_local(struct bpf_sock_addr *ctx, const struct 
 	d->allow = true;
 }
 
-/* Remembers the destination that the socket was allowed, for egress to fall
- * back on behind the host's own NAT. True if it is a new one. */
+/* Where an ingress rule names the peer, datagrams go back to it. */
+static __always_inline void judge_answer(struct sock *sk, const struct task *task,
+					 const struct flow *flow, struct decision *d)
+{
+	struct flow peer = *flow;
+
+	peer.port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	peer.direction = DIRECTION_INGRESS;
+	if (flow->proto == IPPROTO_UDP && find_rule(task, &peer, d))
+		d->reason = REASON_REPLY;
+}
+
+/* Puts a decided destination on the socket's record. True if it is new there.
+ * Two threads can do this at once, so each takes a place of its own. */
+static __always_inline bool note(struct memo *memo, const struct flow *flow)
+{
+	__u32 place = memo->count;
+
+	for (int i = 0; i < MAX_ASKED; i++)
+		if (same_flow(&memo->asked[i], flow))
+			return false;
+	if (place <= MAX_ASKED) /* beyond, it must not grow till it wraps */
+		place = __sync_fetch_and_add(&memo->count, 1);
+	memo->asked[place % MAX_ASKED] = *flow;
+	return true;
+}
+
+/* True if the destination is to be counted and reported: at every connect,
+ * and at the first datagram that goes there. */
 static __always_inline bool remember(struct bpf_sock_addr *ctx, const struct guard *guard,
-				     const struct flow *flow, __u8 hook)
+				     const struct flow *flow, __u8 hook, struct decision *d)
 {
 	struct memo *memo;
-	__u64 flags = BPF_SK_STORAGE_GET_F_CREATE;
+	bool rewritten = guard->flags & GUARD_REWRITTEN;
+	bool connects = hook == HOOK_CONNECT;
 
 	if (!ctx->sk)
 		return true;
-	if (hook == HOOK_CONNECT) {
-		if (!(guard->flags & GUARD_REWRITTEN))
-			return true; /* the socket itself holds it */
-		memo = bpf_sk_storage_get(&memos, ctx->sk, 0, flags);
-		if (memo)
-			memo->connected = *flow;
+	if (connects && !rewritten && d->allow)
+		return true; /* the socket itself holds it */
+	memo = bpf_sk_storage_get(&memos, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!memo) /* perhaps because another thread was faster */
+		memo = bpf_sk_storage_get(&memos, ctx->sk, 0, 0);
+	if (!memo) {
+		if (rewritten && d->allow) { /* deny: egress could take an older one for it */
+			d->allow = false;
+			d->rule = RULE_NONE;
+			d->reason = REASON_MEMORY;
+		}
 		return true;
 	}
-	memo = bpf_sk_storage_get(&memos, ctx->sk, 0, flags);
-	if (!memo)
+	memo->rewritten = rewritten;
+	if (connects && flow->proto == IPPROTO_TCP) { /* has one at a time */
+		memo->count = 1;
+		memo->asked[0] = *flow;
 		return true;
-	if (same_flow(&memo->sent, flow))
-		return false;
-	memo->sent = *flow;
-	return true;
+	}
+	return note(memo, flow) || connects;
 }
 
 static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow *flow, __u8 hook)
@@ -95,6 +129,10 @@ static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow
 	struct scene scene = {.hook = hook};
 	struct task *task;
 
+	/* Connected, with ancillary data and no address: connect was judged,
+	 * and egress will be. (An address without a port never gets here.) */
+	if (hook == HOOK_SENDMSG && !flow->port)
+		return ALLOW;
 	resolve_any(flow->addr);
 	flow->proto = rule_protocol(ctx->protocol);
 	if (flow->proto == IPPROTO_ICMP)
@@ -104,19 +142,22 @@ static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow
 	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);
 	judge(task, flow, &d);
 	scene.netns = netns_of(sk);
-	if (!d.allow && task && d.reason == REASON_NO_RULE)
-		judge_local(ctx, task, flow, guard, scene.cgroup, scene.netns, &d);
+	if (!d.allow && task && (d.reason == REASON_NO_RULE || d.reason == REASON_RULE_EXPIRED)) {
+		judge_answer(sk, task, flow, &d);
+		if (!d.allow)
+			judge_local(ctx, task, flow, guard, scene.cgroup, scene.netns, &d);
+	}
 
-	if (d.allow && !remember(ctx, guard, flow, hook))
+	if ((d.allow || lets_through(task, &d)) && !remember(ctx, guard, flow, hook, &d))
 		return ALLOW; /* a further datagram of a flow on record */
+	if (d.reason == REASON_REPLY) {
+		flow->port = BPF_CORE_READ(sk, __sk_common.skc_num);
+		flow->direction = DIRECTION_INGRESS;
+	}
 	scene.cookie = bpf_get_socket_cookie(ctx);
 	count_decision(task, &d);
 	report(task, flow, &d, &scene, true);
-	if (!d.allow && task && task->mode == MODE_AUDIT) {
-		remember(ctx, guard, flow, hook);
-		return ALLOW;
-	}
-	return d.allow ? ALLOW : DENY;
+	return d.allow || lets_through(task, &d) ? ALLOW : DENY;
 }
 
 static __always_inline int decide_ipv4(struct bpf_sock_addr *ctx, __u8 hook)
@@ -170,7 +211,7 @@ static __always_inline int refuse(const struct task *task, struct scene *scene, 
 
 	count_decision(task, &d);
 	report(task, &flow, &d, scene, true);
-	return task && task->mode == MODE_AUDIT ? ALLOW : DENY;
+	return lets_through(task, &d) ? ALLOW : DENY;
 }
 
 /* A list of what is allowed, so that a kind of socket that a later kernel
@@ -255,7 +296,7 @@ enum {
 
 enum option_kind {
 	OPTION_HARMLESS,
-	OPTION_REFUSED,	 /* routes elsewhere, forges a source, takes another's traffic */
+	OPTION_REFUSED,	  /* routes elsewhere, forges a source, takes another's traffic */
 	OPTION_MULTICAST, /* makes the kernel send reports with bits of the task's choice */
 };
 
@@ -329,16 +370,26 @@ int ag_setsockopt(struct bpf_sockopt *ctx)
 	return refuse(task, &scene, REASON_OPTION);
 }
 
-/* Marks what a peer began, so that egress can tell a reply. */
+/* Marks what a peer began, so that egress can tell a reply. A socket can be
+ * taken apart from its peer and connect elsewhere. */
 SEC("sockops")
 int ag_sock_ops(struct bpf_sock_ops *ctx)
 {
 	struct memo *memo;
 
-	if (ctx->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || !ctx->sk)
+	if (!ctx->sk)
 		return ALLOW;
-	memo = bpf_sk_storage_get(&memos, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (memo)
-		memo->accepted = 1;
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		memo = bpf_sk_storage_get(&memos, ctx->sk, 0, 0);
+		if (memo)
+			memo->accepted = 0;
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		memo = bpf_sk_storage_get(&memos, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (memo)
+			memo->accepted = 1;
+		break;
+	}
 	return ALLOW; /* without the mark its packets are judged as egress: deny */
 }

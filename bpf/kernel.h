@@ -30,7 +30,6 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
-
 struct sock_common {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
@@ -55,9 +54,42 @@ struct tcp_sock {
 	__u32 write_seq;
 };
 
-struct udp_sock {};
+struct udp_sock {
+};
 
-struct seq_file {};
+union nf_inet_addr {
+	__u32 all[4];
+};
+
+struct nf_conntrack_man {
+	__u16 l3num;
+};
+
+struct nf_conntrack_tuple {
+	struct nf_conntrack_man src;
+	struct {
+		union nf_inet_addr u3;
+		union {
+			__be16 all;
+		} u;
+		__u8 protonum;
+	} dst;
+};
+
+struct nf_conntrack_tuple_hash {
+	struct nf_conntrack_tuple tuple;
+};
+
+struct nf_conn {
+	struct nf_conntrack_tuple_hash tuplehash[2]; /* of the first packet, of replies */
+};
+
+struct sk_buff {
+	unsigned long _nfct;
+};
+
+struct seq_file {
+};
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
@@ -82,6 +114,12 @@ enum {
 	LOOPBACK_IFINDEX = 1, /* every network namespace's lo, include/net/flow.h */
 	ETH_P_IP = 0x0800,
 	ETH_P_IPV6 = 0x86dd,
+};
+
+/* The low bits of sk_buff._nfct, include/uapi/linux/netfilter/nf_conntrack_common.h. */
+enum {
+	CONNTRACK_KIND = 7,
+	CONNTRACK_REPLY = 3, /* this kind and above */
 };
 
 enum socket_type {

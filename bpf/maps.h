@@ -54,7 +54,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 4096);
-	__type(key, __u64); /* cookie */
+	__type(key, __u64);   /* cookie */
 	__type(value, __u32); /* enum namespace_flag */
 } namespaces SEC(".maps");
 

@@ -11,6 +11,7 @@
 #define MAX_EXTENSIONS 8 /* IPv6 extension headers; more is malformed here */
 
 #define MAX_IP_OPTIONS 40
+#define MAX_OFFSET 0xfff /* of a transport header; a mask, for the verifier */
 
 struct packet {
 	struct flow to;
@@ -138,6 +139,8 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
 			offset = ipv6_extensions(skb, &proto);
 			if (offset < 0)
 				return -offset;
+			if (offset > MAX_OFFSET)
+				return REASON_MALFORMED;
 			if (proto == IPPROTO_ICMPV6)
 				proto = IPPROTO_ICMP;
 			else if (proto == IPPROTO_ICMP)
@@ -163,7 +166,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
 	/* The helpers above may have moved the packet; read its bounds again. */
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
-	transport = data + (offset & 0xfff);
+	transport = data + (offset & MAX_OFFSET);
 	if (transport + 4 > end)
 		return REASON_MALFORMED;
 	p->from_port = bpf_ntohs(*(__be16 *)transport);
@@ -176,7 +179,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
 		p->tcp_syn = tcp->syn;
 		p->tcp_ack = tcp->ack;
 		p->tcp_reset = tcp->rst;
-		p->payload = skb->len - (offset & 0xfff) - tcp->doff * 4;
+		p->payload = skb->len - (offset & MAX_OFFSET) - tcp->doff * 4;
 	}
 	return REASON_NONE;
 }

@@ -88,7 +88,7 @@ static __always_inline void report(const struct task *task, const struct flow *f
 	if (task) {
 		event->task = task->number;
 		event->mode = task->mode;
-		if (!d->allow && task->mode == MODE_AUDIT)
+		if (lets_through(task, d))
 			event->verdict = VERDICT_WOULD_DENY;
 	}
 	if (has_process) {

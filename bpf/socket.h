@@ -39,18 +39,18 @@ static __always_inline enum owner receiver(void *ctx, __u8 proto, struct bpf_soc
 	/* A length that the verifier knows, on each path. */
 	if (proto == IPPROTO_TCP) {
 		if (length == sizeof(tuple->ipv4))
-			sk = bpf_sk_lookup_tcp(ctx, tuple, sizeof(tuple->ipv4),
-					       BPF_F_CURRENT_NETNS, 0);
+			sk = bpf_sk_lookup_tcp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS,
+					       0);
 		else
-			sk = bpf_sk_lookup_tcp(ctx, tuple, sizeof(tuple->ipv6),
-					       BPF_F_CURRENT_NETNS, 0);
+			sk = bpf_sk_lookup_tcp(ctx, tuple, sizeof(tuple->ipv6), BPF_F_CURRENT_NETNS,
+					       0);
 	} else {
 		if (length == sizeof(tuple->ipv4))
-			sk = bpf_sk_lookup_udp(ctx, tuple, sizeof(tuple->ipv4),
-					       BPF_F_CURRENT_NETNS, 0);
+			sk = bpf_sk_lookup_udp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS,
+					       0);
 		else
-			sk = bpf_sk_lookup_udp(ctx, tuple, sizeof(tuple->ipv6),
-					       BPF_F_CURRENT_NETNS, 0);
+			sk = bpf_sk_lookup_udp(ctx, tuple, sizeof(tuple->ipv6), BPF_F_CURRENT_NETNS,
+					       0);
 	}
 	if (!sk)
 		return OWNER_NOBODY;

@@ -54,11 +54,11 @@ static __always_inline __u8 cut_reason(const struct task *task, struct sock *sk,
 		return REASON_NONE; /* listening or unconnected: nothing to cut */
 	if (is_loopback(flow.addr))
 		return REASON_NONE;
-	if (memo && memo->connected.proto)
-		flow = memo->connected;
 	if (find_rule(task, &flow, &d))
 		return REASON_NONE;
-	if (memo && memo->accepted) {
+	if (memo && memo->rewritten && all_permitted(memo, task, &d))
+		return REASON_NONE; /* rewritten above; egress judges by the same */
+	if (proto == IPPROTO_UDP || (memo && memo->accepted)) {
 		flow.direction = DIRECTION_INGRESS;
 		flow.port = BPF_CORE_READ(sk, __sk_common.skc_num);
 		if (find_rule(task, &flow, &d))

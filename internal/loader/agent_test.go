@@ -102,7 +102,8 @@ func runAgent(in io.Reader, out io.Writer) {
 
 // agentStep knows: dial NAME NETWORK ADDR, listen NAME NETWORK ADDR, accept NAME
 // LISTENER, packet NAME NETWORK ADDR, sendto NAME ADDR DATA, write NAME DATA,
-// read NAME, socket FAMILY TYPE PROTO, setsockopt LEVEL NAME.
+// read NAME, socket FAMILY TYPE PROTO, setsockopt LEVEL NAME; and the attacks by
+// their names.
 func agentStep(words []string, conns map[string]net.Conn, packets map[string]net.PacketConn) (string, error) {
 	deadline := time.Now().Add(agentPatience)
 	switch words[0] {
@@ -168,6 +169,9 @@ func agentStep(words []string, conns map[string]net.Conn, packets map[string]net
 		}
 		defer syscall.Close(fd)
 		return "", syscall.SetsockoptString(fd, level, name, string(make([]byte, length)))
+	}
+	if attack := attacks[words[0]]; attack != nil {
+		return attack(words[1:])
 	}
 	return "", fmt.Errorf("agent does not know %q", words[0])
 }

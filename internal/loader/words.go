@@ -81,6 +81,7 @@ const (
 	ReasonRouted      = Reason(bpf.GuardReasonREASON_ROUTED)
 	ReasonFragment    = Reason(bpf.GuardReasonREASON_FRAGMENT)
 	ReasonMalformed   = Reason(bpf.GuardReasonREASON_MALFORMED)
+	ReasonMemory      = Reason(bpf.GuardReasonREASON_MEMORY)
 )
 
 // String returns the reason in words for people.
@@ -118,6 +119,8 @@ func (r Reason) String() string {
 		return "fragment without ports"
 	case ReasonMalformed:
 		return "malformed packet"
+	case ReasonMemory:
+		return "no memory left at the socket"
 	default:
 		return fmt.Sprintf("Reason(%d)", uint8(r))
 	}
