@@ -222,8 +222,10 @@ int ag_egress(struct __sk_buff *skb)
 	malformed = parse(skb, &p);
 
 	if (!is_live(task, &d)) {
-		/* Its sockets are being destroyed: the peers may know. */
-		if (task && task->state == STATE_DYING && !malformed && is_bare_reset(&p, sk))
+		/* Its sockets are being destroyed: the peers may know. A sweep on
+		 * another task's behalf can find those of an expired one first. */
+		if (task && (task->state == STATE_DYING || d.reason == REASON_EXPIRED) &&
+		    !malformed && is_bare_reset(&p, sk))
 			return ALLOW;
 	} else if (malformed) {
 		d.reason = malformed;

@@ -138,8 +138,15 @@ func TestDeadlines(t *testing.T) {
 
 	b := f.begin(func(r *maps.Task) { r.Deadline = Now() + uint64(200*time.Millisecond) }, addr)
 	b.want("ok", "dial a tcp %s", addr)
+	left := accept()
 	waitUntil(t, b.record.Deadline)
 	b.want(eperm, "dial b tcp %s", addr)
+	// The record is still that of a live task.
+	if cut := f.sweepNow(); cut.Destroyed != 1 {
+		t.Errorf("destroyed %d, want the socket of the expired task: %+v", cut.Destroyed, cut)
+	}
+	b.want("software caused connection abort", "read a")
+	wantReset(t, left, "")
 }
 
 func waitUntil(t *testing.T, deadline uint64) {
