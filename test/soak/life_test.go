@@ -87,9 +87,23 @@ func (s *soak) live(number uint32) error {
 	l := &life{soak: s, number: number, rng: rng, agent: s.agents[rng.IntN(len(s.agents))], visitor: s.world.expect(number)}
 	defer s.world.forget(number)
 	if err := l.run(k); err != nil {
-		return fmt.Errorf("task %d (%s, %s, %s): %w; it did: %s", number, l.agent.name, k.name, l.task.ID, err, strings.Join(l.done, ", "))
+		return fmt.Errorf("task %d (%s, %s, %s): %w; it did: %s; the audit log has: %s",
+			number, l.agent.name, k.name, l.task.ID, err, strings.Join(l.done, ", "), l.log())
 	}
 	return nil
+}
+
+// log is what the daemon has written about the task.
+func (l *life) log() string {
+	var words []string
+	for record, err := range l.daemon.Audit(l.t.Context(), client.AuditQuery{Task: l.task.ID}) {
+		if err != nil {
+			return err.Error()
+		}
+		words = append(words, fmt.Sprint(record.Time.Format(time.StampMicro), " ", record.Kind, " ", record.Action, record.Verdict, " ",
+			record.Hook, " ", record.Dest, " ", record.Reason, " ", record.Detail, " ", record.Count))
+	}
+	return strings.Join(words, "; ")
 }
 
 func (l *life) run(k kind) error {

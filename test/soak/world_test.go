@@ -12,6 +12,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -28,6 +29,7 @@ type world struct {
 	mu       sync.Mutex
 	visitors map[uint32]*visitor
 	visits   int
+	open     map[net.Conn]struct{}
 }
 
 // visitor is what the servers know of one task.
@@ -52,7 +54,7 @@ func newWorld(t *testing.T, agents []*agent) *world {
 	if err := wire(ns); err != nil {
 		t.Fatal("set up the network: ", err)
 	}
-	w := &world{t: t, visitors: make(map[uint32]*visitor)}
+	w := &world{t: t, visitors: make(map[uint32]*visitor), open: make(map[net.Conn]struct{})}
 	for port := exactPort; port <= neverPort; port++ {
 		if port != datagramPort {
 			w.serve(ns, uint16(port))
@@ -188,9 +190,11 @@ func (w *world) visit(number uint32, at netip.AddrPort) *visitor {
 
 // serve accepts connections at every address until the test is over.
 func (w *world) serve(ns *netns.Handle, port uint16) {
+	// Without keep-alive only a reset tells a server of a cut connection.
+	listen := net.ListenConfig{KeepAlive: -1}
 	var listener net.Listener
 	if err := ns.Do(func() (err error) {
-		listener, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
+		listener, err = listen.Listen(w.t.Context(), "tcp", fmt.Sprintf(":%d", port))
 		return err
 	}); err != nil {
 		w.t.Fatal(err)
@@ -198,6 +202,7 @@ func (w *world) serve(ns *netns.Handle, port uint16) {
 	var serving sync.WaitGroup
 	w.t.Cleanup(func() {
 		listener.Close()
+		w.hangUp()
 		serving.Wait()
 	})
 	serving.Go(func() {
@@ -210,14 +215,33 @@ func (w *world) serve(ns *netns.Handle, port uint16) {
 				w.t.Errorf("accept at port %d: %v", port, err)
 				return
 			}
+			w.mu.Lock()
+			w.open[conn] = struct{}{}
+			w.mu.Unlock()
 			serving.Go(func() { w.attend(conn) })
 		}
 	})
 }
 
+// hangUp ends what peers have left without a word.
+func (w *world) hangUp() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for conn := range w.open {
+		conn.SetDeadline(time.Now())
+	}
+}
+
+func (w *world) leave(conn net.Conn) {
+	conn.Close()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.open, conn)
+}
+
 // attend sends back what a task says until the connection ends.
 func (w *world) attend(conn net.Conn) {
-	defer conn.Close()
+	defer w.leave(conn)
 	at := conn.LocalAddr().(*net.TCPAddr).AddrPort()
 	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 	if at.Port() == neverPort {
