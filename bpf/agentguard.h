@@ -213,6 +213,7 @@ struct event {
  * order, in the family's own form; ports in host order. */
 struct socket {
 	__u64 cgroup;
+	__u64 cookie;
 	__u32 task;
 	__u32 unsent; /* bytes written and not yet acknowledged, TCP only */
 	__u32 local[4];
@@ -223,7 +224,8 @@ struct socket {
 	__u8 family;
 	__u8 proto;
 	__u8 state;
-	__u8 cut;	/* enum reason, if it is to be destroyed, else 0 */
+	__u8 cut;	/* enum reason, if it is to be destroyed, else 0; if
+			 * REASON_NOT_OWN, unless its peer is the task's own */
 	__u8 destroyed; /* by the iterator itself */
 	__u8 pad[3];
 };

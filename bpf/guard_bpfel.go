@@ -190,6 +190,7 @@ const (
 type GuardSocket struct {
 	_          structs.HostLayout
 	Cgroup     uint64
+	Cookie     uint64
 	Task       uint32
 	Unsent     uint32
 	Local      [4]uint32

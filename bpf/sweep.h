@@ -10,6 +10,7 @@ extern int bpf_sock_destroy(struct sock_common *sk) __weak __ksym;
 #define MAX_LEVEL 32 /* depth of a task's cgroup below the cgroup2 root */
 
 enum {
+	TCP_ESTABLISHED = 1,
 	TCP_TIME_WAIT = 6,
 	TCP_NEW_SYN_RECV = 12,
 	TCP_SYN_SENT = 2,
@@ -38,11 +39,25 @@ static __always_inline struct task *task_at_any_level(struct sock *sk, __u64 *cg
 	return NULL;
 }
 
-/* Why the socket has to go, or REASON_NONE. Loopback is left to egress, which
- * alone knows the receiver. */
+/* Of a flow on this machine that no rule names. Who is at its other end only
+ * the reader can find out, from all sockets; it is there as long as the
+ * connection stands. The sender of a datagram is told by egress. */
+static __always_inline __u8 cut_local(const struct task *task, struct sock *sk,
+				      const struct memo *memo, __u8 proto)
+{
+	if (task->loopback == LOOPBACK_NONE)
+		return REASON_NO_RULE;
+	if (task->loopback == LOOPBACK_HOST || proto != IPPROTO_TCP || (memo && memo->accepted) ||
+	    BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_ESTABLISHED)
+		return REASON_NONE;
+	return REASON_NOT_OWN;
+}
+
+/* Why the socket has to go, or REASON_NONE. */
 static __always_inline __u8 cut_reason(const struct task *task, struct sock *sk, struct memo *memo,
 				       __u8 proto)
 {
+	struct local_addr key = {.netns = netns_of(sk)};
 	struct decision d = {};
 	struct flow flow = {};
 
@@ -52,25 +67,19 @@ static __always_inline __u8 cut_reason(const struct task *task, struct sock *sk,
 		return REASON_NONE;
 	if (!socket_destination(sk, proto, &flow))
 		return REASON_NONE; /* listening or unconnected: nothing to cut */
-	if (is_loopback(flow.addr))
-		return REASON_NONE;
 	if (find_rule(task, &flow, &d))
 		return REASON_NONE;
 	if (memo && memo->rewritten && all_permitted(memo, task, &d))
 		return REASON_NONE; /* rewritten above; egress judges by the same */
+	__builtin_memcpy(key.addr, flow.addr, sizeof(key.addr));
 	if (proto == IPPROTO_UDP || (memo && memo->accepted)) {
 		flow.direction = DIRECTION_INGRESS;
 		flow.port = BPF_CORE_READ(sk, __sk_common.skc_num);
 		if (find_rule(task, &flow, &d))
 			return REASON_NONE;
 	}
-	{
-		struct local_addr key = {.netns = netns_of(sk)};
-
-		__builtin_memcpy(key.addr, flow.addr, sizeof(key.addr));
-		if (bpf_map_lookup_elem(&local_addrs, &key))
-			return REASON_NONE;
-	}
+	if (is_loopback(flow.addr) || bpf_map_lookup_elem(&local_addrs, &key))
+		return cut_local(task, sk, memo, proto);
 	return d.reason ?: REASON_NO_RULE;
 }
 
@@ -116,12 +125,13 @@ int ag_iter_tcp(struct bpf_iter__tcp *ctx)
 	memo = bpf_sk_storage_get(&memos, (struct sock *)common, 0, 0);
 	if (!describe(sk, memo, IPPROTO_TCP, &out))
 		return 0;
+	out.cookie = bpf_get_socket_cookie(common);
 	if (out.state != TCP_SYN_SENT && out.state != TCP_LISTEN_STATE) {
 		struct tcp_sock *tcp = (struct tcp_sock *)sk;
 
 		out.unsent = BPF_CORE_READ(tcp, write_seq) - BPF_CORE_READ(tcp, snd_una);
 	}
-	if (out.cut && bpf_sock_destroy)
+	if (out.cut && out.cut != REASON_NOT_OWN && bpf_sock_destroy)
 		out.destroyed = !bpf_sock_destroy(common);
 	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
 	return 0;
@@ -141,7 +151,8 @@ int ag_iter_udp(struct bpf_iter__udp *ctx)
 	memo = bpf_sk_storage_get(&memos, (struct sock *)udp, 0, 0);
 	if (!describe(sk, memo, BPF_CORE_READ(sk, sk_protocol), &out))
 		return 0;
-	if (out.cut && bpf_sock_destroy)
+	out.cookie = bpf_get_socket_cookie(udp);
+	if (out.cut && out.cut != REASON_NOT_OWN && bpf_sock_destroy)
 		out.destroyed = !bpf_sock_destroy((struct sock_common *)udp);
 	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
 	return 0;

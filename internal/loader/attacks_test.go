@@ -21,6 +21,7 @@ var attacks = map[string]func(args []string) (string, error){
 	"open":       openSocket,
 	"connect":    connectSocket,
 	"disconnect": disconnectSocket,
+	"crowd":      connectMany,
 	"listen":     listenSocket,
 	"hex":        sendHex,
 	"bind":       bindSocket,
@@ -77,6 +78,32 @@ func connectSocket(args []string) (string, error) {
 		return "", err
 	}
 	return "", unix.Connect(held[args[0]], to)
+}
+
+// connectMany: NUMBER LOCAL REMOTE PORT; UDP sockets on one local port, each
+// connected to the next remote one.
+func connectMany(args []string) (string, error) {
+	n, err := strconv.Atoi(args[0])
+	if err != nil {
+		return "", err
+	}
+	for i := range n {
+		name := fmt.Sprintf("crowd-%d", i)
+		if _, err := openSocket([]string{name, "2", "2", "0"}); err != nil {
+			return "", err
+		}
+		if _, err := bindSocket([]string{name, args[1]}); err != nil {
+			return "", err
+		}
+		port, err := strconv.Atoi(args[3])
+		if err != nil {
+			return "", err
+		}
+		if _, err := connectSocket([]string{name, fmt.Sprintf("%s:%d", args[2], port+i)}); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
 }
 
 // disconnectSocket: NAME

@@ -17,9 +17,9 @@ import (
 // sockDestroy is SOCK_DESTROY of linux/sock_diag.h.
 const sockDestroy = 21
 
-// destroyRest destroys over netlink what the iterators wanted gone and could
-// not destroy themselves: before 6.5 they have no bpf_sock_destroy. It runs in
-// the sockets' namespace.
+// destroyRest destroys over netlink what has to go and the iterators did not
+// destroy: before 6.5 they have no bpf_sock_destroy, and flows on this machine
+// are decided after them. It runs in the sockets' namespace.
 func destroyRest(sockets []Socket) error {
 	for i := range sockets {
 		s := &sockets[i]
@@ -33,6 +33,8 @@ func destroyRest(sockets []Socket) error {
 		case err == nil:
 			s.Destroyed = true
 		case errors.Is(err, unix.ENOENT): // gone meanwhile
+		case errors.Is(err, unix.ESTALE): // the kernel finds another's at its address; nothing leaves either
+		case errors.Is(err, unix.EOPNOTSUPP) && s.Cut == ReasonNotOwn: // without CONFIG_INET_DIAG_DESTROY
 		default:
 			return fmt.Errorf("destroy socket %s -> %s: %w", s.Local, s.Remote, err)
 		}
@@ -56,6 +58,5 @@ func (d *diagRequest) Serialize() []byte {
 	b = append(b, unsafe.Slice((*byte)(unsafe.Pointer(&d.Local)), 16)...)
 	b = append(b, unsafe.Slice((*byte)(unsafe.Pointer(&d.Remote)), 16)...)
 	b = binary.NativeEndian.AppendUint32(b, d.Ifindex)
-	b = binary.NativeEndian.AppendUint64(b, ^uint64(0)) // INET_DIAG_NOCOOKIE
-	return b
+	return binary.NativeEndian.AppendUint64(b, d.Cookie)
 }

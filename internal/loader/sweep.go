@@ -91,15 +91,14 @@ func (k *Kernel) iterate(ctx context.Context, namespaces []*netns.Handle, number
 			return result, err
 		}
 		err := ns.Do(func() error {
-			for _, l := range k.sweeper.links {
-				if err := readSockets(l, &result.Sockets); err != nil {
-					return err
+			sockets, err := k.sweeper.sockets()
+			if err == nil && cut {
+				if err = k.sweeper.spareOwn(sockets); err == nil {
+					err = destroyRest(sockets)
 				}
 			}
-			if cut {
-				return destroyRest(result.Sockets)
-			}
-			return nil
+			result.Sockets = append(result.Sockets, sockets...)
+			return err
 		})
 		if err != nil {
 			return result, fmt.Errorf("sweep network namespace %d: %w", ns.Cookie(), err)
@@ -120,6 +119,68 @@ func (k *Kernel) configureSweep(number uint32, cut bool) error {
 	}
 	v := &k.objs.GuardVariables
 	return errors.Join(v.SweepLevels.Set(levels), v.SweepTask.Set(number), v.SweepCut.Set(cut))
+}
+
+// sockets runs the iterators in the namespace of the calling thread.
+func (s *sweeper) sockets() ([]Socket, error) {
+	var found []Socket
+	for _, l := range s.links {
+		if err := readSockets(l, &found); err != nil {
+			return found, err
+		}
+	}
+	return found, nil
+}
+
+// spareOwn takes the verdict from flows whose other end is the task's own. What
+// has just connected can be listed by one end only, so a second look decides.
+func (s *sweeper) spareOwn(sockets []Socket) error {
+	if !clearOwn(sockets) {
+		return nil
+	}
+	again, err := s.sockets()
+	if err != nil {
+		return err
+	}
+	clearOwn(again)
+	strange := make(map[uint64]bool)
+	for _, other := range again {
+		strange[other.raw.Cookie] = other.Cut == ReasonNotOwn
+	}
+	for i := range sockets {
+		if sockets[i].Cut == ReasonNotOwn && !strange[sockets[i].raw.Cookie] {
+			sockets[i].Cut = ReasonNone
+		}
+	}
+	return nil
+}
+
+// clearOwn reports whether it leaves any flow to somebody else.
+func clearOwn(sockets []Socket) (left bool) {
+	type end struct {
+		task  uint32
+		proto uint8
+		at    netip.AddrPort
+	}
+	own := make(map[end]bool)
+	for _, s := range sockets {
+		own[end{s.Task, s.Proto, s.Local}] = true
+	}
+	for i := range sockets {
+		s := &sockets[i]
+		if s.Cut != ReasonNotOwn {
+			continue
+		}
+		port := s.Remote.Port()
+		for _, at := range []netip.AddrPort{s.Remote,
+			netip.AddrPortFrom(netip.IPv4Unspecified(), port), netip.AddrPortFrom(netip.IPv6Unspecified(), port)} {
+			if own[end{s.Task, s.Proto, at}] {
+				s.Cut = ReasonNone
+			}
+		}
+		left = left || s.Cut == ReasonNotOwn
+	}
+	return left
 }
 
 const socketSize = int(unsafe.Sizeof(bpf.GuardSocket{}))
