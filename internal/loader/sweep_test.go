@@ -142,9 +142,10 @@ func TestDeadlines(t *testing.T) {
 	waitUntil(t, b.record.Deadline)
 	b.want(eperm, "dial b tcp %s", addr)
 	// The record is still that of a live task.
-	if cut := f.sweepNow(); cut.Destroyed != 1 {
-		t.Errorf("destroyed %d, want the socket of the expired task: %+v", cut.Destroyed, cut)
+	if cut := f.sweepNow(); cut.Destroyed != 2 {
+		t.Errorf("destroyed %d, want the sockets of the expired rule and of the expired task: %+v", cut.Destroyed, cut)
 	}
+	a.want("software caused connection abort", "read a")
 	b.want("software caused connection abort", "read a")
 	wantReset(t, left, "")
 }
