@@ -106,6 +106,10 @@ func (e *Engine) applyAll(parsed []policy.Policy, file string, u *undo) ([]chang
 		}
 		changes = append(changes, c)
 	}
+	// Before the locks: no task that begins waits for the disk.
+	if err := e.storePolicies(changes, u); err != nil {
+		return nil, err
+	}
 	// The locks of several agents are taken in one order, though nobody else
 	// takes more than one.
 	inOrder := slices.Clone(changes)
@@ -113,9 +117,6 @@ func (e *Engine) applyAll(parsed []policy.Policy, file string, u *undo) ([]chang
 	for _, c := range inOrder {
 		c.agent.change.Lock()
 		defer c.agent.change.Unlock()
-	}
-	if err := e.storePolicies(changes, u); err != nil {
-		return nil, err
 	}
 	for i := range changes {
 		if err := e.swap(&changes[i], u); err != nil {
