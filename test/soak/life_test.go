@@ -134,7 +134,11 @@ func (l *life) start(k kind) error {
 			return err
 		}
 	}
-	err := l.timed("begin", func() (err error) {
+	step := "begin"
+	if request.Cgroup != "" {
+		step = "begin, adopting" // which attaches programs, and cuts what was there
+	}
+	err := l.timed(step, func() (err error) {
 		l.task, err = l.daemon.Begin(l.t.Context(), request)
 		return err
 	})
