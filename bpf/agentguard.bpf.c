@@ -20,6 +20,7 @@
 #include "socket.h"
 #include "hooks.h"
 #include "egress.h"
+#include "ingress.h"
 #include "sweep.h"
 
 /* Enumerations whose values stand in byte-sized fields reach BTF, and so Go,

@@ -158,19 +158,12 @@ static __noinline void judge_asked(struct __sk_buff *skb, const struct task *tas
 	}
 }
 
-/* The whole road, in the order in which ARCHITECTURE.md lists it. */
-static __always_inline void judge_packet(struct __sk_buff *skb, struct bpf_sock *sk,
-					 const struct task *task, const struct packet *p,
-					 const struct guard *guard, __u64 cgroup,
-					 struct decision *d)
+/* Of a packet that no rule names. */
+static __always_inline void judge_further(struct __sk_buff *skb, struct bpf_sock *sk,
+					  const struct task *task, const struct packet *p,
+					  const struct guard *guard, __u64 cgroup,
+					  struct decision *d)
 {
-	d->reason = REASON_NO_RULE; /* deny unless something below allows */
-	/* Bound to a device, a packet for 127.0.0.1 leaves the machine: a rule
-	 * for a loopback address means this machine's. */
-	if (skb->ifindex != LOOPBACK_IFINDEX && is_loopback(p->to.addr))
-		return;
-	if (find_rule(task, &p->to, d))
-		return;
 	if (skb->ifindex == LOOPBACK_IFINDEX) {
 		judge_loopback(skb, sk, task, p, guard, cgroup, d);
 	} else if (is_inbound(sk, p)) {
@@ -191,14 +184,31 @@ static __always_inline bool is_news(struct bpf_sock *sk, const struct packet *p)
 	return !memo || note(memo, &p->to);
 }
 
-/* Of allowed packets: a ping by sendto passes no other hook. */
-static __always_inline bool first_of_flow(struct bpf_sock *sk, const struct packet *p)
+/* Of allowed packets: whether a hook in front of packets has had its say. A
+ * listener's answers and a ping by sendto pass none. */
+static __always_inline bool is_on_record(struct bpf_sock *socket, const struct sock *sk,
+					 const struct packet *p)
 {
 	if (p->to.proto == IPPROTO_TCP)
-		return sk->state == TCP_LISTEN_STATE && sk->type == SOCK_STREAM;
-	if (p->to.proto == IPPROTO_UDP && sk->protocol == IPPROTO_UDP)
-		return false;
-	return is_news(sk, p);
+		return socket->state != TCP_LISTEN_STATE;
+	return p->to.proto == IPPROTO_UDP && KERNEL_FIELD(sk, sock, sk_protocol) == IPPROTO_UDP;
+}
+
+static __always_inline bool first_of_flow(struct bpf_sock *sk, const struct packet *p)
+{
+	return p->to.proto == IPPROTO_TCP ? sk->type == SOCK_STREAM : is_news(sk, p);
+}
+
+/* After a denial the next datagram is judged, and reported, where its sender
+ * is known. What a load balancer rewrites goes on being judged by all of it. */
+static __always_inline void forget_asked(struct bpf_sock *sk)
+{
+	struct memo *memo = bpf_sk_storage_get(&memos, sk, 0, 0);
+
+	if (!memo || memo->rewritten)
+		return;
+	__builtin_memset(memo->asked, 0, sizeof(memo->asked));
+	memo->count = 0;
 }
 
 SEC("cgroup_skb/egress")
@@ -206,50 +216,66 @@ int ag_egress(struct __sk_buff *skb)
 {
 	struct guard *guard = bpf_get_local_storage(&guards, 0);
 	struct scene scene = {.hook = HOOK_EGRESS};
+	struct bpf_sock *sk, *socket = skb->sk;
 	struct decision d = {};
 	struct packet p = {};
-	struct bpf_sock *sk;
 	struct task *task;
+	struct sock *raw;
+	bool further = false;
 	int malformed;
 
-	scene.cgroup = bpf_skb_ancestor_cgroup_id(skb, guard->level);
-	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);
-	if (!skb->sk)
+	if (!socket)
 		return DENY; /* no socket, nobody's packet: cannot happen in this hook */
-	sk = bpf_sk_fullsock(skb->sk);
-	if (!sk)
-		return DENY;
+	raw = untyped(socket);
+	scene.cgroup = ancestor_id(cgroup_of(raw), guard->level);
+	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);
 	malformed = parse(skb, &p);
 
+	/* The order of judgement that ARCHITECTURE.md lists. */
 	if (!is_live(task, &d)) {
-		/* Its sockets are being destroyed: the peers may know. A sweep on
-		 * another task's behalf can find those of an expired one first. */
-		if (task && (task->state == STATE_DYING || d.reason == REASON_EXPIRED) &&
-		    !malformed && is_bare_reset(&p, sk))
-			return ALLOW;
+		/* d says why */
 	} else if (malformed) {
 		d.reason = malformed;
-	} else if (sk->type == SOCK_RAW && !(task->flags & TASK_RAW)) {
+	} else if (KERNEL_FIELD(raw, sock, sk_type) == SOCK_RAW && !(task->flags & TASK_RAW)) {
 		d.reason = REASON_SOCKET; /* the policy was another when it was made */
+	} else if (skb->ifindex != LOOPBACK_IFINDEX && is_loopback(p.to.addr)) {
+		/* Bound to a device, a packet for 127.0.0.1 leaves the machine: a
+		 * rule for a loopback address means this machine's. */
+		d.reason = REASON_NO_RULE;
+	} else if (find_rule(task, &p.to, &d)) {
+		count_packet(task, d.rule, skb->len);
+		if (is_on_record(socket, raw, &p))
+			return ALLOW; /* the road of nearly every packet ends here */
 	} else {
-		judge_packet(skb, sk, task, &p, guard, scene.cgroup, &d);
-		if (d.allow) {
-			count_packet(task, d.rule, skb->len);
-			if (!first_of_flow(sk, &p))
-				return ALLOW;
-		} else if (is_bare_reset(&p, sk)) {
-			return ALLOW; /* of a flow that is being cut */
-		}
+		d.reason = d.reason ?: REASON_NO_RULE; /* deny unless the rest allows */
+		further = true;
 	}
 
-	if (lets_through(task, &d)) {
+	sk = bpf_sk_fullsock(socket);
+	if (!sk)
+		return DENY;
+	if (further) {
+		judge_further(skb, sk, task, &p, guard, scene.cgroup, &d);
+		if (d.allow)
+			count_packet(task, d.rule, skb->len);
+	}
+	if (d.allow) {
+		if (is_on_record(socket, raw, &p) || !first_of_flow(sk, &p))
+			return ALLOW;
+	} else if (task && !malformed && is_bare_reset(&p, sk) &&
+		   (task->state == STATE_LIVE || task->state == STATE_DYING)) {
+		return ALLOW; /* of a flow that is being cut: its peer may know */
+	} else if (lets_through(task, &d)) {
 		count_packet(task, RULE_NONE, skb->len);
 		if (!is_news(sk, &p))
 			return ALLOW;
+	} else {
+		forget_asked(sk);
 	}
+
 	count_decision(task, &d);
 	scene.cookie = bpf_get_socket_cookie(skb);
-	scene.netns = netns_of(untyped(sk));
+	scene.netns = netns_of(raw);
 	if (d.reason == REASON_INGRESS || d.rule == RULE_REPLY || d.reason == REASON_REPLY) {
 		p.to.direction = DIRECTION_INGRESS;
 		p.to.port = p.from_port;

@@ -120,6 +120,12 @@ const (
 	GuardModeMODE_AUDIT   GuardMode = 1
 )
 
+type GuardMoment struct {
+	_    structs.HostLayout
+	Tick uint64
+	Time uint64
+}
+
 type GuardNamespaceFlag uint32
 
 const (
@@ -269,6 +275,7 @@ const (
 	GuardMapHosts          = "hosts"
 	GuardMapLocalAddrs     = "local_addrs"
 	GuardMapMemos          = "memos"
+	GuardMapMoments        = "moments"
 	GuardMapNamespaces     = "namespaces"
 	GuardMapPrefixes       = "prefixes"
 	GuardMapStats          = "stats"
@@ -276,6 +283,7 @@ const (
 	GuardProgAgConnect4    = "ag_connect4"
 	GuardProgAgConnect6    = "ag_connect6"
 	GuardProgAgEgress      = "ag_egress"
+	GuardProgAgIngress     = "ag_ingress"
 	GuardProgAgIterTcp     = "ag_iter_tcp"
 	GuardProgAgIterUdp     = "ag_iter_udp"
 	GuardProgAgSendmsg4    = "ag_sendmsg4"
@@ -336,6 +344,7 @@ type GuardProgramSpecs struct {
 	AgConnect4   *ebpf.ProgramSpec `ebpf:"ag_connect4"`
 	AgConnect6   *ebpf.ProgramSpec `ebpf:"ag_connect6"`
 	AgEgress     *ebpf.ProgramSpec `ebpf:"ag_egress"`
+	AgIngress    *ebpf.ProgramSpec `ebpf:"ag_ingress"`
 	AgIterTcp    *ebpf.ProgramSpec `ebpf:"ag_iter_tcp"`
 	AgIterUdp    *ebpf.ProgramSpec `ebpf:"ag_iter_udp"`
 	AgSendmsg4   *ebpf.ProgramSpec `ebpf:"ag_sendmsg4"`
@@ -355,6 +364,7 @@ type GuardMapSpecs struct {
 	Hosts      *ebpf.MapSpec `ebpf:"hosts"`
 	LocalAddrs *ebpf.MapSpec `ebpf:"local_addrs"`
 	Memos      *ebpf.MapSpec `ebpf:"memos"`
+	Moments    *ebpf.MapSpec `ebpf:"moments"`
 	Namespaces *ebpf.MapSpec `ebpf:"namespaces"`
 	Prefixes   *ebpf.MapSpec `ebpf:"prefixes"`
 	Stats      *ebpf.MapSpec `ebpf:"stats"`
@@ -399,6 +409,7 @@ type GuardMaps struct {
 	Hosts      *ebpf.Map `ebpf:"hosts"`
 	LocalAddrs *ebpf.Map `ebpf:"local_addrs"`
 	Memos      *ebpf.Map `ebpf:"memos"`
+	Moments    *ebpf.Map `ebpf:"moments"`
 	Namespaces *ebpf.Map `ebpf:"namespaces"`
 	Prefixes   *ebpf.Map `ebpf:"prefixes"`
 	Stats      *ebpf.Map `ebpf:"stats"`
@@ -413,6 +424,7 @@ func (m *GuardMaps) Close() error {
 		m.Hosts,
 		m.LocalAddrs,
 		m.Memos,
+		m.Moments,
 		m.Namespaces,
 		m.Prefixes,
 		m.Stats,
@@ -439,6 +451,7 @@ type GuardPrograms struct {
 	AgConnect4   *ebpf.Program `ebpf:"ag_connect4"`
 	AgConnect6   *ebpf.Program `ebpf:"ag_connect6"`
 	AgEgress     *ebpf.Program `ebpf:"ag_egress"`
+	AgIngress    *ebpf.Program `ebpf:"ag_ingress"`
 	AgIterTcp    *ebpf.Program `ebpf:"ag_iter_tcp"`
 	AgIterUdp    *ebpf.Program `ebpf:"ag_iter_udp"`
 	AgSendmsg4   *ebpf.Program `ebpf:"ag_sendmsg4"`
@@ -453,6 +466,7 @@ func (p *GuardPrograms) Close() error {
 		p.AgConnect4,
 		p.AgConnect6,
 		p.AgEgress,
+		p.AgIngress,
 		p.AgIterTcp,
 		p.AgIterUdp,
 		p.AgSendmsg4,

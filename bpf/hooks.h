@@ -73,15 +73,22 @@ static __always_inline void judge_answer(struct sock *sk, const struct task *tas
 		d->reason = REASON_REPLY;
 }
 
+static __always_inline bool is_noted(const struct memo *memo, const struct flow *flow)
+{
+	for (int i = 0; i < MAX_ASKED; i++)
+		if (same_flow(&memo->asked[i], flow))
+			return true;
+	return false;
+}
+
 /* Puts a decided destination on the socket's record. True if it is new there.
  * Two threads can do this at once, so each takes a place of its own. */
 static __always_inline bool note(struct memo *memo, const struct flow *flow)
 {
 	__u32 place = memo->count;
 
-	for (int i = 0; i < MAX_ASKED; i++)
-		if (same_flow(&memo->asked[i], flow))
-			return false;
+	if (is_noted(memo, flow))
+		return false;
 	if (place <= MAX_ASKED) /* beyond, it must not grow till it wraps */
 		place = __sync_fetch_and_add(&memo->count, 1);
 	memo->asked[place % MAX_ASKED] = *flow;
@@ -121,7 +128,8 @@ static __always_inline bool remember(struct bpf_sock_addr *ctx, const struct gua
 	return note(memo, flow) || connects;
 }
 
-static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow *flow, __u8 hook)
+static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow *flow,
+					  const __u8 hook)
 {
 	struct guard *guard = bpf_get_local_storage(&guards, 0);
 	struct sock *sk = untyped(ctx->sk);
@@ -137,6 +145,12 @@ static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow
 	flow->proto = rule_protocol(ctx->protocol);
 	if (flow->proto == IPPROTO_ICMP)
 		flow->port = 0;
+	if (hook == HOOK_SENDMSG && ctx->sk) {
+		struct memo *memo = bpf_sk_storage_get(&memos, ctx->sk, 0, 0);
+
+		if (memo && is_noted(memo, flow))
+			return ALLOW; /* a further datagram: egress judges it */
+	}
 
 	scene.cgroup = ancestor_id(cgroup_of(sk), guard->level);
 	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);
@@ -245,17 +259,17 @@ SEC("cgroup/sock_create")
 int ag_sock_create(struct bpf_sock *ctx)
 {
 	struct guard *guard = bpf_get_local_storage(&guards, 0);
-	struct sock *sk = untyped(ctx);
 	struct scene scene = {.hook = HOOK_SOCK_CREATE};
 	struct task *task;
-	__u32 flags = 0;
+	struct sock *sk;
 	int verdict;
 
+	if (kind_allowed(ctx->type, ctx->protocol, 0))
+		return ALLOW; /* whoever asks */
+	sk = untyped(ctx);
 	scene.cgroup = ancestor_id(cgroup_of(sk), guard->level);
 	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);
-	if (task)
-		flags = task->flags;
-	if (kind_allowed(ctx->type, ctx->protocol, flags))
+	if (task && kind_allowed(ctx->type, ctx->protocol, task->flags))
 		return ALLOW;
 	scene.netns = netns_of(sk);
 	scene.detail = ctx->type << 16 | (ctx->protocol & 0xffff);
@@ -269,6 +283,7 @@ int ag_sock_create(struct bpf_sock *ctx)
 enum {
 	SOL_IP = 0,
 	SOL_SOCKET = 1,
+	SOL_TCP = 6,
 	SOL_IPV6 = 41,
 };
 
@@ -290,13 +305,17 @@ enum {
 	OPT_IPV6_RTHDR = 57,
 	OPT_IPV6_TRANSPARENT = 75,
 	OPT_IPV6_FREEBIND = 78,
+	OPT_SO_MAX_PACING_RATE = 47,
 	OPT_SO_ATTACH_REUSEPORT_CBPF = 51,
 	OPT_SO_ATTACH_REUSEPORT_EBPF = 52,
+	OPT_SO_TXTIME = 61,
+	OPT_TCP_TX_DELAY = 37,
 };
 
 enum option_kind {
 	OPTION_HARMLESS,
-	OPTION_REFUSED,	  /* routes elsewhere, forges a source, takes another's traffic */
+	OPTION_REFUSED,	  /* routes elsewhere, forges a source, takes another's traffic,
+			   * or lets packets wait behind every hook until the task is over */
 	OPTION_MULTICAST, /* makes the kernel send reports with bits of the task's choice */
 };
 
@@ -335,9 +354,16 @@ static __always_inline enum option_kind option_kind(__s32 level, __s32 name)
 		}
 		return OPTION_HARMLESS;
 	case SOL_SOCKET:
-		if (name == OPT_SO_ATTACH_REUSEPORT_CBPF || name == OPT_SO_ATTACH_REUSEPORT_EBPF)
+		switch (name) {
+		case OPT_SO_ATTACH_REUSEPORT_CBPF:
+		case OPT_SO_ATTACH_REUSEPORT_EBPF:
+		case OPT_SO_MAX_PACING_RATE:
+		case OPT_SO_TXTIME:
 			return OPTION_REFUSED;
+		}
 		return OPTION_HARMLESS;
+	case SOL_TCP:
+		return name == OPT_TCP_TX_DELAY ? OPTION_REFUSED : OPTION_HARMLESS;
 	default:
 		return OPTION_HARMLESS;
 	}

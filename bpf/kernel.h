@@ -8,6 +8,24 @@
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+typedef struct {
+	__u32 val;
+} kuid_t;
+
+struct cred {
+	kuid_t uid;
+};
+
+struct task_struct {
+	int tgid;
+	const struct cred *cred;
+	char comm[16];
+};
+
+struct list_head {
+	struct list_head *next;
+};
+
 struct kernfs_node {
 	__u64 id;
 };
@@ -46,6 +64,7 @@ struct sock_common {
 struct sock {
 	struct sock_common __sk_common;
 	struct sock_cgroup_data sk_cgrp_data;
+	__u16 sk_type;
 	__u16 sk_protocol;
 };
 

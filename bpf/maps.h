@@ -72,6 +72,20 @@ struct {
 	__type(value, __u64);
 } stats SEC(".maps");
 
+/* The clock as it stood when this CPU last read it, and in which tick. */
+struct moment {
+	__u64 tick;
+	__u64 time;
+};
+
+/* Not pinned: it holds nothing that a next load would want. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct moment);
+} moments SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 22);

@@ -92,9 +92,11 @@ static __always_inline void report(const struct task *task, const struct flow *f
 			event->verdict = VERDICT_WOULD_DENY;
 	}
 	if (has_process) {
-		event->pid = bpf_get_current_pid_tgid() >> 32;
-		event->uid = bpf_get_current_uid_gid();
-		bpf_get_current_comm(event->comm, sizeof(event->comm));
+		struct task_struct *current = bpf_get_current_task_btf();
+
+		event->pid = current->tgid;
+		event->uid = current->cred->uid.val;
+		__builtin_memcpy(event->comm, current->comm, sizeof(event->comm));
 	}
 	if (!d->allow && event->time - last_wake > WAKE_INTERVAL) {
 		last_wake = event->time;

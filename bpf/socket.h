@@ -27,30 +27,41 @@ static __always_inline __u32 tuple_of(struct bpf_sock_tuple *tuple, const __u32 
 	return sizeof(tuple->ipv6);
 }
 
+/* The socket that would receive, or NULL; a length that the verifier knows, on
+ * each path. */
+static __always_inline struct bpf_sock *look_up(void *ctx, __u8 proto, struct bpf_sock_tuple *tuple,
+						__u32 length)
+{
+	if (proto == IPPROTO_TCP) {
+		if (length == sizeof(tuple->ipv4))
+			return bpf_sk_lookup_tcp(ctx, tuple, sizeof(tuple->ipv4),
+						 BPF_F_CURRENT_NETNS, 0);
+		return bpf_sk_lookup_tcp(ctx, tuple, sizeof(tuple->ipv6), BPF_F_CURRENT_NETNS, 0);
+	}
+	if (length == sizeof(tuple->ipv4))
+		return bpf_sk_lookup_udp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS, 0);
+	return bpf_sk_lookup_udp(ctx, tuple, sizeof(tuple->ipv6), BPF_F_CURRENT_NETNS, 0);
+}
+
 /* ctx is a sock_addr or an skb context. With a full tuple the answer is exact;
  * without a source port it is good for an errno only, because a reuseport
  * group chooses by source. */
 static __always_inline enum owner receiver(void *ctx, __u8 proto, struct bpf_sock_tuple *tuple,
 					   __u32 length, __u32 level, __u64 cgroup)
 {
-	struct bpf_sock *sk;
+	struct bpf_sock *sk = look_up(ctx, proto, tuple, length);
 	enum owner owner;
 
-	/* A length that the verifier knows, on each path. */
-	if (proto == IPPROTO_TCP) {
-		if (length == sizeof(tuple->ipv4))
-			sk = bpf_sk_lookup_tcp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS,
-					       0);
-		else
-			sk = bpf_sk_lookup_tcp(ctx, tuple, sizeof(tuple->ipv6), BPF_F_CURRENT_NETNS,
-					       0);
-	} else {
-		if (length == sizeof(tuple->ipv4))
-			sk = bpf_sk_lookup_udp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS,
-					       0);
-		else
-			sk = bpf_sk_lookup_udp(ctx, tuple, sizeof(tuple->ipv6), BPF_F_CURRENT_NETNS,
-					       0);
+	if (!sk && proto == IPPROTO_TCP) {
+		/* A connection in TIME_WAIT is no answer; behind it is the listener. */
+		if (length == sizeof(tuple->ipv4)) {
+			tuple->ipv4.saddr = 0;
+			tuple->ipv4.sport = 0;
+		} else {
+			__builtin_memset(tuple->ipv6.saddr, 0, sizeof(tuple->ipv6.saddr));
+			tuple->ipv6.sport = 0;
+		}
+		sk = look_up(ctx, proto, tuple, length);
 	}
 	if (!sk)
 		return OWNER_NOBODY;

@@ -7,8 +7,6 @@
 
 extern int bpf_sock_destroy(struct sock_common *sk) __weak __ksym;
 
-#define MAX_LEVEL 32 /* depth of a task's cgroup below the cgroup2 root */
-
 enum {
 	TCP_ESTABLISHED = 1,
 	TCP_TIME_WAIT = 6,

@@ -12,6 +12,7 @@ import (
 	"strconv"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 
 	"agentguard.dev/agentguard/bpf"
@@ -45,7 +46,7 @@ type hook struct {
 // record exists from the first one on that asks for it, and says nothing until
 // the level is set: ag_sock_create then denies only unusual kinds of sockets.
 func hooks(p *bpf.GuardPrograms) []hook {
-	return []hook{
+	all := []hook{
 		{"ag_sock_create", p.AgSockCreate, ebpf.AttachCGroupInetSockCreate},
 		{"ag_sock_ops", p.AgSockOps, ebpf.AttachCGroupSockOps},
 		{"ag_setsockopt", p.AgSetsockopt, ebpf.AttachCGroupSetsockopt},
@@ -55,6 +56,17 @@ func hooks(p *bpf.GuardPrograms) []hook {
 		{"ag_connect4", p.AgConnect4, ebpf.AttachCGroupInet4Connect},
 		{"ag_connect6", p.AgConnect6, ebpf.AttachCGroupInet6Connect},
 	}
+	if egressMissesSynAcks() {
+		all = append(all, hook{"ag_ingress", p.AgIngress, ebpf.AttachCGroupInetIngress})
+	}
+	return all
+}
+
+// egressMissesSynAcks says whether IPv6 listeners of this kernel answer behind
+// the egress hook's back: 6.1 does, 6.12 does not. Nothing but the version tells.
+func egressMissesSynAcks() bool {
+	version, err := features.LinuxVersionCode()
+	return err != nil || version < 6<<16|12<<8
 }
 
 // maxLevel is MAX_LEVEL of the sweeping programs.

@@ -83,9 +83,9 @@ func onBPFFS(dir string) (bool, error) {
 	}
 }
 
-// persistent says which maps are pinned: all but those of global variables,
-// which belong to one load of the programs.
-func persistent(name string) bool { return !strings.HasPrefix(name, ".") }
+// persistent says which maps are pinned: all but those that belong to one load
+// of the programs, of global variables and of clock readings.
+func persistent(name string) bool { return !strings.HasPrefix(name, ".") && name != "moments" }
 
 // maps opens the pinned maps and makes spec agree with their sizes. None
 // pinned is an empty result.

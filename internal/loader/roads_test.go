@@ -152,9 +152,9 @@ func TestIngress(t *testing.T) {
 	far := newVeth(t, f.ns)
 	a := f.begin(nil)
 	a.want("ok", "serve s tcp4 192.0.2.1:8080")
-	dial := func() error {
+	dial := func(patience time.Duration) error {
 		return far.Do(func() error {
-			conn, err := net.DialTimeout("tcp4", "192.0.2.1:8080", 500*time.Millisecond)
+			conn, err := net.DialTimeout("tcp4", "192.0.2.1:8080", patience)
 			if err != nil {
 				return err
 			}
@@ -167,7 +167,7 @@ func TestIngress(t *testing.T) {
 			return err
 		})
 	}
-	if err := dial(); err == nil || !strings.Contains(err.Error(), "timeout") {
+	if err := dial(500 * time.Millisecond); err == nil || !strings.Contains(err.Error(), "timeout") {
 		t.Errorf("a peer without an ingress rule: %v, want silence", err)
 	}
 	peer, err := policy.ParseDestination("192.0.2.0/24:8080")
@@ -185,7 +185,7 @@ func TestIngress(t *testing.T) {
 	}
 	a.record.PolicyPrefixes = true
 	a.put()
-	if err := dial(); err != nil {
+	if err := dial(5 * time.Second); err != nil {
 		t.Errorf("a peer with an ingress rule: %v", err)
 	}
 	a.want(eperm, "dial x tcp4 192.0.2.2:8080") // the rule is for the other direction
