@@ -40,11 +40,16 @@ static __always_inline __u64 recently(void)
  * CPU unless the deadline is near. That is exact as long as no tick is as late
  * as NEAR; after a suspend, which the clock counts and the tick does not, the
  * next tick sets it right. */
-static __always_inline bool passed(__u64 deadline)
+__noinline int has_passed(__u64 deadline)
 {
-	if (!deadline || recently() + NEAR < deadline)
+	if (recently() + NEAR < deadline)
 		return false;
 	return bpf_ktime_get_boot_ns() >= deadline;
+}
+
+static __always_inline bool passed(__u64 deadline)
+{
+	return deadline && has_passed(deadline);
 }
 
 static __always_inline bool is_mapped(const __u32 addr[4])

@@ -280,6 +280,6 @@ int ag_egress(struct __sk_buff *skb)
 		p.to.direction = DIRECTION_INGRESS;
 		p.to.port = p.from_port;
 	}
-	report(task, &p.to, &d, &scene, false);
+	report_packet(task, &p.to, &d, &scene);
 	return d.allow || lets_through(task, &d) ? ALLOW : DENY;
 }

@@ -170,7 +170,7 @@ static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow
 	}
 	scene.cookie = bpf_get_socket_cookie(ctx);
 	count_decision(task, &d);
-	report(task, flow, &d, &scene, true);
+	report_action(task, flow, &d, &scene);
 	return d.allow || lets_through(task, &d) ? ALLOW : DENY;
 }
 
@@ -224,7 +224,7 @@ static __always_inline int refuse(const struct task *task, struct scene *scene, 
 	struct flow flow = {};
 
 	count_decision(task, &d);
-	report(task, &flow, &d, scene, true);
+	report_action(task, &flow, &d, scene);
 	return lets_through(task, &d) ? ALLOW : DENY;
 }
 

@@ -38,6 +38,6 @@ int ag_ingress(struct __sk_buff *skb)
 	count_decision(task, &d);
 	scene.cookie = bpf_get_socket_cookie(skb);
 	scene.netns = netns_of(untyped(sk));
-	report(task, &peer, &d, &scene, false);
+	report_packet(task, &peer, &d, &scene);
 	return lets_through(task, &d) ? ALLOW : DENY;
 }

@@ -95,8 +95,11 @@ __noinline int ipv6_extensions(struct __sk_buff *skb, __u8 *proto)
 }
 
 /* REASON_NONE, or why the packet cannot be judged by its destination. */
-static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
+__noinline int parse(struct __sk_buff *skb, struct packet *p)
 {
+	if (!p)
+		return REASON_MALFORMED;
+
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
 	void *transport;

@@ -62,9 +62,9 @@ struct scene {
 
 /* has_process: current is the process that acts. A constant at each call: 6.1
  * refuses the helpers in egress even where they cannot be reached. */
-static __always_inline void report(const struct task *task, const struct flow *flow,
-				   const struct decision *d, const struct scene *scene,
-				   const bool has_process)
+static __always_inline void put_event(const struct task *task, const struct flow *flow,
+				      const struct decision *d, const struct scene *scene,
+				      const bool has_process)
 {
 	struct event *event;
 	__u64 wake = BPF_RB_NO_WAKEUP;
@@ -103,4 +103,21 @@ static __always_inline void report(const struct task *task, const struct flow *f
 		wake = BPF_RB_FORCE_WAKEUP;
 	}
 	bpf_ringbuf_submit(event, wake);
+}
+
+/* Verified once each, by themselves, whatever led there. */
+__noinline int report_action(const struct task *task, const struct flow *flow,
+			     const struct decision *d, const struct scene *scene)
+{
+	if (flow && d && scene)
+		put_event(task, flow, d, scene, true);
+	return 0;
+}
+
+__noinline int report_packet(const struct task *task, const struct flow *flow,
+			     const struct decision *d, const struct scene *scene)
+{
+	if (flow && d && scene)
+		put_event(task, flow, d, scene, false);
+	return 0;
 }
