@@ -70,6 +70,10 @@ test-vm: ## tests in virtual machines: make test-vm KERNEL=6.1 PKG=./internal/lo
 race: ## the tests of this machine under the race detector; needs a C compiler
 	CGO_ENABLED=1 $(GO) test -race -short -count=1 -p=1 $(or $(PKG),./...)
 
+.PHONY: soak
+soak: ## 20,000 tasks begun, used and ended, and nothing may have grown: make soak SOAKFLAGS='-soak.tasks 100000 -soak.width 64'
+	$(GO) test ./test/soak -count=1 -v -timeout=2h -args $(SOAKFLAGS)
+
 .PHONY: bench
 bench: ## what a guard costs, beside no guard and nftables: make bench BENCHFLAGS='-rounds 200 -o json'
 	@mkdir -p bin

@@ -17,6 +17,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"agentguard.dev/agentguard/client"
 )
 
 // census is what a daemon holds: numbers of things, and bytes.
@@ -163,13 +165,37 @@ func (d *daemon) countFiles(_ context.Context, c census) error {
 // countRuntime asks the daemon's Go runtime. Half of the size at which it will
 // collect garbage next is what was in use when it last did.
 func (d *daemon) countRuntime(ctx context.Context, c census) error {
-	samples, err := d.metrics(ctx)
+	samples, err := d.collectGarbage(ctx)
 	if err != nil {
 		return err
 	}
 	c["goroutines"] = int64(samples["go_goroutines"])
 	c["bytes of heap in use"] = int64(samples["go_memstats_next_gc_bytes"] / 2)
 	return nil
+}
+
+// collectGarbage makes the daemon allocate until it has collected twice, so
+// that what was in use while tasks were there no longer counts.
+func (d *daemon) collectGarbage(ctx context.Context) (samples map[string]float64, err error) {
+	var first float64
+	return samples, settled(patience, func() error {
+		for range 20 {
+			if _, err := d.Tasks(ctx, client.TaskFilter{State: client.TaskEnded}); err != nil {
+				return err
+			}
+		}
+		if samples, err = d.metrics(ctx); err != nil {
+			return err
+		}
+		collected := samples["go_gc_duration_seconds_count"]
+		if first == 0 {
+			first = collected
+		}
+		if collected < first+2 {
+			return fmt.Errorf("the daemon collected garbage %.0f times, want %.0f", collected, first+2)
+		}
+		return nil
+	})
 }
 
 // metrics scrapes those that have no labels.
@@ -206,22 +232,23 @@ func (d *daemon) metrics(ctx context.Context) (map[string]float64, error) {
 // bounds are how much more there may be after the soak than before. What is
 // not in them may not grow at all.
 func bounds(tasks int) census {
-	// The ends of that many tasks are remembered in full.
-	const history, remembered = 4096, 4 << 10
-	growing := int64(min(tasks, history)) * remembered
+	// The ends of that many tasks are remembered in full. When there were more,
+	// the warm-up has filled that memory.
+	const history, remembered = 4096, 8 << 10
+	growing := int64(tasks) * remembered
 	if tasks > history {
-		growing = 0 // the warm-up has filled it
+		growing = 0
 	}
 	return census{
 		"dying cgroups":        8,
 		"descriptors":          4,
-		"threads":              8, // the runtime keeps those that it once needed
+		"threads":              32, // the runtime keeps those that it once needed
 		"goroutines":           8,
 		"files of state":       16, // of the audit log, whose size has a limit of its own
 		"bytes of maps":        64 << 10,
 		"bytes of tasks.db":    1<<20 + growing,
-		"bytes of heap in use": 4<<20 + growing,
-		"bytes resident":       16<<20 + 4*growing,
+		"bytes of heap in use": 2<<20 + growing,
+		"bytes resident":       16<<20 + 2*growing,
 	}
 }
 
