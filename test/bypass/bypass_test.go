@@ -17,11 +17,11 @@ func TestBypass(t *testing.T) {
 			row := rows.begin(technique.name, technique.what, technique.class, technique.stop)
 			if missing := l.missing(technique.needs); missing != "" {
 				row.skip(missing)
-				t.Skipf("this kernel lacks %s", missing)
+				skipForKernel(t, missing)
 			}
 			if missing := missingTool(t, technique.tools); missing != "" {
 				row.skip("no " + missing)
-				t.Skipf("this machine lacks the program %s", missing)
+				skipForTool(t, missing)
 			}
 			if !l.unguarded(t, technique, row) {
 				return
@@ -38,7 +38,7 @@ func TestBypass(t *testing.T) {
 			row := rows.begin(flow.name, flow.what, flow.class, "cut")
 			if missing := l.missing(flow.needs); missing != "" {
 				row.skip(missing)
-				t.Skipf("this kernel lacks %s", missing)
+				skipForKernel(t, missing)
 			}
 			if flow.alone {
 				l.cutFlow(t, flow, alone, row)

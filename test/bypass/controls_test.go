@@ -41,11 +41,11 @@ func TestControls(t *testing.T) {
 			row := rows.begin(c.name, c.what, c.class, "")
 			if missing := l.missing(c.needs); missing != "" {
 				row.skip(missing)
-				t.Skipf("this kernel lacks %s", missing)
+				skipForKernel(t, missing)
 			}
 			if missing := missingTool(t, c.tools); missing != "" {
 				row.skip("no " + missing)
-				t.Skipf("this machine lacks the program %s", missing)
+				skipForTool(t, missing)
 			}
 			if row.unguarded = l.works(t, c, nil); row.unguarded == "works" {
 				row.guarded = l.works(t, c, g)

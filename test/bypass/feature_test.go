@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"testing"
 
 	"golang.org/x/sys/unix"
 )
@@ -104,4 +105,19 @@ func userNamespaces() feature {
 		_, err := os.Stat("/proc/self/ns/user")
 		return err
 	}}
+}
+
+// skipForKernel names what is missing in the words that the guests' report
+// accepts as a reason.
+func skipForKernel(t *testing.T, missing string) {
+	t.Helper()
+	t.Skipf("kernel %s lacks %s", kernelRelease(t), missing)
+}
+
+func skipForTool(t *testing.T, program string) {
+	t.Helper()
+	if os.Getenv("AGENTGUARD_VM") != "" {
+		t.Skipf("not in a VM: it has no %s", program)
+	}
+	t.Skipf("this machine lacks the program %s", program)
 }

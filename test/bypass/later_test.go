@@ -78,11 +78,11 @@ func pacedFlow(to netip.AddrPort) func(*attempt) (func(int) error, error) {
 		}
 		refused := s.set(unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, 200) // octets a second
 		return func(i int) error {
-			if i > 0 || refused != nil {
+			if i > 0 {
 				return refused
 			}
 			for range 5 {
-				if err := s.sendTo(a.numbered(i), 0, to); err != nil {
+				if err := s.sendTo(a.numbered(i), 0, to); err != nil || refused != nil {
 					return err
 				}
 			}

@@ -30,7 +30,7 @@ func TestLimits(t *testing.T) {
 			l := newLab(t)
 			if missing := l.missing(technique.needs); missing != "" {
 				row.skip(missing)
-				t.Skipf("this kernel lacks %s", missing)
+				skipForKernel(t, missing)
 			}
 			if !l.unguarded(t, technique, row) {
 				return

@@ -54,11 +54,7 @@ type table struct {
 // up to date if it is asked to and all of size rows are there.
 func newTable(t *testing.T, subject string, size int) *table {
 	t.Helper()
-	var name unix.Utsname
-	if err := unix.Uname(&name); err != nil {
-		t.Fatal(err)
-	}
-	tab := &table{subject: subject, kernel: unix.ByteSliceToString(name.Release[:])}
+	tab := &table{subject: subject, kernel: kernelRelease(t)}
 	t.Cleanup(func() {
 		t.Log("\n" + tab.text())
 		if len(tab.rows) == size {
@@ -66,6 +62,15 @@ func newTable(t *testing.T, subject string, size int) *table {
 		}
 	})
 	return tab
+}
+
+func kernelRelease(t *testing.T) string {
+	t.Helper()
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		t.Fatal(err)
+	}
+	return unix.ByteSliceToString(name.Release[:])
 }
 
 func (tab *table) begin(name, what string, class class, stop string) *row {
