@@ -228,3 +228,35 @@ func TestCountersAndStats(t *testing.T) {
 		t.Errorf("usage: %+v, %v", usage, err)
 	}
 }
+
+// A rule that could not be taken out of the kernel is still there, and goes
+// with the next attempt.
+func TestFailedRemovalIsNotForgotten(t *testing.T) {
+	m := kernelMaps(t, nil)
+	s := open(t, m)
+	want := policy.Compiled{Hosts: []policy.Host{{
+		HostKey: policy.HostKey{Addr: netip.MustParseAddr("::ffff:192.0.2.1"), Port: 443, Proto: policy.TCP}, Rule: 16,
+	}}}
+	if err := s.Rules.Replace(7, want); err != nil {
+		t.Fatal(err)
+	}
+	broken, err := m.Hosts.Clone()
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken.Close()
+	s.Rules.hosts = broken
+	if err := s.Rules.Delete(7); err == nil {
+		t.Fatal("deleted from a closed map")
+	}
+	if got := s.Rules.Get(7); !cmp.Equal(got, want, cmpopts.EquateComparable(netip.Addr{})) {
+		t.Errorf("after a failed removal: %+v, want %+v", got, want)
+	}
+	s.Rules.hosts = m.Hosts
+	if err := s.Rules.Delete(7); err != nil {
+		t.Fatal(err)
+	}
+	if left := open(t, m).Rules.Owners(); len(left) != 0 {
+		t.Errorf("still in the kernel: rules of %v", left)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -88,8 +89,9 @@ func (r *Rules) owner(number uint32) *owned {
 
 // Replace makes want the rules of owner. It writes only what differs: additions
 // first, the most specific before what covers it, removals last, so that no
-// flow that both the old and the new rules allow is denied in between. If a
-// write fails the old rules stand again.
+// flow that both the old and the new rules allow is denied in between. If an
+// addition fails the old rules stand again; if a removal fails, Get still has
+// what may be left.
 func (r *Rules) Replace(owner uint32, want policy.Compiled) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -103,12 +105,24 @@ func (r *Rules) Replace(owner uint32, want policy.Compiled) error {
 		}
 		return errors.Join(err, r.add(owner, next, have))
 	}
+	if err := r.remove(owner, have, next); err != nil {
+		r.owners[owner] = union(have, next) // what may be there: the next change removes it
+		return err
+	}
 	if len(next.hosts)+len(next.prefixes) == 0 {
 		delete(r.owners, owner)
 	} else {
 		r.owners[owner] = next
 	}
-	return r.remove(owner, have, next)
+	return nil
+}
+
+// union is both, b's where they differ.
+func union(a, b *owned) *owned {
+	u := &owned{hosts: maps.Clone(a.hosts), prefixes: maps.Clone(a.prefixes)}
+	maps.Copy(u.hosts, b.hosts)
+	maps.Copy(u.prefixes, b.prefixes)
+	return u
 }
 
 // Delete removes all rules of owner.
