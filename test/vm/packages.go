@@ -21,6 +21,7 @@ func Packages() []Package {
 		{Path: "./internal/launch"},
 		{Path: "./internal/maps"},
 		{Path: "./internal/loader", Tools: []string{"nft"}},
+		{Path: "./internal/task"},
 		{Path: "./test/bypass", Tools: []string{"nft"}},
 		{Path: "./cmd/agentguard", Files: []string{"testdata/script", "packaging"}},
 	}
