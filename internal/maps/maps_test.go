@@ -252,7 +252,17 @@ func TestFailedRemovalIsNotForgotten(t *testing.T) {
 	if got := s.Rules.Get(7); !cmp.Equal(got, want, cmpopts.EquateComparable(netip.Addr{})) {
 		t.Errorf("after a failed removal: %+v, want %+v", got, want)
 	}
+	// It may as well be gone, and wanted again.
 	s.Rules.hosts = m.Hosts
+	if err := m.Hosts.Delete(hostKey(7, want.Hosts[0].HostKey)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Rules.Replace(7, want); err != nil {
+		t.Fatal(err)
+	}
+	if there := open(t, m).Rules.Owners(); len(there) != 1 {
+		t.Errorf("what is wanted again is not in the kernel: %v", there)
+	}
 	if err := s.Rules.Delete(7); err != nil {
 		t.Fatal(err)
 	}

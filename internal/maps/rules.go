@@ -30,6 +30,10 @@ type Rules struct {
 type owned struct {
 	hosts    map[policy.HostKey]permit
 	prefixes map[netip.Prefix][]policy.Range
+
+	// After a failed removal they hold at most this, so all that is wanted
+	// is written again.
+	uncertain bool
 }
 
 type permit struct {
@@ -119,7 +123,7 @@ func (r *Rules) Replace(owner uint32, want policy.Compiled) error {
 
 // union is both, b's where they differ.
 func union(a, b *owned) *owned {
-	u := &owned{hosts: maps.Clone(a.hosts), prefixes: maps.Clone(a.prefixes)}
+	u := &owned{hosts: maps.Clone(a.hosts), prefixes: maps.Clone(a.prefixes), uncertain: true}
 	maps.Copy(u.hosts, b.hosts)
 	maps.Copy(u.prefixes, b.prefixes)
 	return u
@@ -179,7 +183,7 @@ func (r *Rules) add(owner uint32, have, next *owned) error {
 		values []bpf.GuardPermit
 	)
 	for key, value := range next.hosts {
-		if old, ok := have.hosts[key]; !ok || old != value {
+		if old, ok := have.hosts[key]; !ok || old != value || have.uncertain {
 			keys = append(keys, hostKey(owner, key))
 			values = append(values, value.kernel())
 		}
@@ -191,7 +195,7 @@ func (r *Rules) add(owner uint32, have, next *owned) error {
 	slices.Reverse(prefixes) // the longest first
 	for _, p := range prefixes {
 		ranges := next.prefixes[p]
-		if old, ok := have.prefixes[p]; ok && slices.Equal(old, ranges) {
+		if old, ok := have.prefixes[p]; ok && slices.Equal(old, ranges) && !have.uncertain {
 			continue
 		}
 		if err := r.prefixes.Put(prefixKey(owner, p), kernelRanges(ranges)); err != nil {
