@@ -62,16 +62,6 @@ func (l *lab) upToNow() ([]packet, error) {
 	return l.wire.until(mark)
 }
 
-// upToNowOnLoopback is the same for the host's lo, where each frame is seen
-// going out and coming in.
-func (l *lab) upToNowOnLoopback() ([]packet, error) {
-	mark, err := l.markers.send(&unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: markerPort})
-	if err != nil {
-		return nil, err
-	}
-	return l.loopback.until(mark)
-}
-
 // pinned runs fn, and the processes that it starts, on one processor.
 func pinned(fn func() error) error {
 	runtime.LockOSThread()
