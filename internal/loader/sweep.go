@@ -191,7 +191,7 @@ func readSockets(l *link.Iter, into *[]Socket) error {
 		return fmt.Errorf("open iterator: %w", err)
 	}
 	defer r.Close()
-	data, err := io.ReadAll(r)
+	data, err := readIterator(r)
 	if err != nil {
 		return fmt.Errorf("read iterator: %w", err)
 	}
@@ -202,6 +202,19 @@ func readSockets(l *link.Iter, into *[]Socket) error {
 		*into = append(*into, socketOf(raw))
 	}
 	return nil
+}
+
+// readIterator reads to the end. An iterator that has gone over a million
+// objects without output asks to be read again, with EAGAIN.
+func readIterator(r io.Reader) ([]byte, error) {
+	var data []byte
+	for {
+		more, err := io.ReadAll(r)
+		data = append(data, more...)
+		if !errors.Is(err, unix.EAGAIN) {
+			return data, err
+		}
+	}
 }
 
 func socketOf(raw bpf.GuardSocket) Socket {
