@@ -35,8 +35,14 @@ type child struct {
 	out *json.Decoder
 }
 
-// start starts a child in a cgroup and a namespace.
+// start starts a child in a cgroup and a namespace, on one processor and before
+// all that runs at ordinary priority.
 func start(role string, dir *cgroup.Dir, ns *netns.Handle, cpu int, files ...*os.File) (*child, error) {
+	return spawn(role, dir, ns, func(fn func() error) error { return privileged(cpu, fn) }, files...)
+}
+
+// spawn starts a child, which inherits from the thread what around has made of it.
+func spawn(role string, dir *cgroup.Dir, ns *netns.Handle, around func(func() error) error, files ...*os.File) (*child, error) {
 	cmd := exec.Command("/proc/self/exe")
 	// Nothing may interrupt the loops: no collector, no preemption. Each blocks
 	// its thread unseen by the Go scheduler, so there have to be enough.
@@ -52,7 +58,7 @@ func start(role string, dir *cgroup.Dir, ns *netns.Handle, cpu int, files ...*os
 	if err != nil {
 		return nil, err
 	}
-	err = ns.Do(func() error { return privileged(cpu, cmd.Start) })
+	err = ns.Do(func() error { return around(cmd.Start) })
 	if err != nil {
 		return nil, fmt.Errorf("start %s in %s: %w", role, dir.Path(), err)
 	}

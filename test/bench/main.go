@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -20,6 +21,7 @@ import (
 const (
 	roleClient = "client"
 	roleServer = "server"
+	roleSender = "sender"
 )
 
 func main() {
@@ -29,6 +31,9 @@ func main() {
 		return
 	case roleServer:
 		runServer()
+		return
+	case roleSender:
+		runSender()
 		return
 	}
 	if err := run(); err != nil {
@@ -52,7 +57,7 @@ func run() error {
 	flag.IntVar(&o.generation, "generation", 10, "after how many rounds all processes are started anew")
 	flag.IntVar(&o.cpu, "cpu", lastCPU(), "the processor that clients and servers run on")
 	only := flag.String("run", "", "only workloads that match this regular expression")
-	section := flag.String("section", "paths,rules,tasks,programs", "what to measure, comma-separated")
+	section := flag.String("section", strings.Join(sectionNames(), ","), "what to measure, comma-separated")
 	output := flag.String("o", "table", "table or json")
 	flag.Parse()
 	var err error

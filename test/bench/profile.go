@@ -32,6 +32,7 @@ func (o *options) profile(report *report, guarded, empty *lane) error {
 		if !o.only.MatchString(j.name) {
 			continue
 		}
+		report.progress("programs: %s", j.name)
 		with, err := o.account(j, guarded)
 		if err != nil {
 			return err

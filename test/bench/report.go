@@ -16,14 +16,17 @@ import (
 // report is everything measured, printed as it comes unless it is wanted as
 // JSON.
 type report struct {
-	Kernel  string   `json:"kernel"`
-	Begun   string   `json:"begun"`
-	Seconds float64  `json:"seconds"`
-	Rounds  int      `json:"rounds"`
-	Slice   string   `json:"slice"`
-	Rows    []row    `json:"rows"`
-	Costs   []cost   `json:"programs,omitempty"`
-	Notes   []string `json:"notes,omitempty"`
+	Kernel  string     `json:"kernel"`
+	Begun   string     `json:"begun"`
+	Seconds float64    `json:"seconds"`
+	Rounds  int        `json:"rounds"`
+	Slice   string     `json:"slice"`
+	Rows    []row      `json:"rows"`
+	Costs   []cost     `json:"programs,omitempty"`
+	Lasts   *last      `json:"end,omitempty"`
+	Lives   []life     `json:"api,omitempty"`
+	Memory  *footprint `json:"memory,omitempty"`
+	Notes   []string   `json:"notes,omitempty"`
 
 	begun   time.Time
 	json    bool
@@ -47,6 +50,11 @@ func (r *report) print(format string, args ...any) {
 	if !r.json {
 		fmt.Fprintf(os.Stdout, format, args...)
 	}
+}
+
+// progress tells whoever waits what is being done.
+func (r *report) progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "bench: %3.0f s: "+format+"\n", append([]any{time.Since(r.begun).Seconds()}, args...)...)
 }
 
 func (r *report) note(format string, args ...any) {
@@ -92,6 +100,38 @@ func (r *report) cost(c cost) {
 	}
 	r.Costs = append(r.Costs, c)
 	r.print("%-36s %-16s %9.2f %9.0f %9.0f\n", c.Workload, c.Program, c.Runs, c.NS, c.Empty)
+}
+
+func (r *report) last(l last) {
+	r.Lasts = &l
+	r.print("\n%-36s %12s %12s %12s\n", "end of a task that sends, µs", "p50", "p99", "max")
+	r.print("%-36s %s\n%-36s %s\n", "last datagram arrived", l.Arrival, "end answered", l.Answer)
+	r.print("%d rounds, %.0f datagrams/s before the end, none after the answer\n", l.Rounds, l.Rate)
+}
+
+func (r *report) life(l life) {
+	if len(r.Lives) == 0 {
+		r.print("\n%-20s %12s %12s %12s  %12s %12s %12s\n", "live tasks, µs", "begin p50", "p99", "max", "end p50", "p99", "max")
+	}
+	r.Lives = append(r.Lives, l)
+	r.print("%-20d %s  %s\n", l.Live, l.Begin, l.End)
+}
+
+// String is the columns of a table.
+func (s spent) String() string { return fmt.Sprintf("%12.0f %12.0f %12.0f", s.P50, s.P99, s.Max) }
+
+func (r *report) memory(f footprint) {
+	r.Memory = &f
+	r.print("\n%-36s %9s\n", fmt.Sprintf("memory of one of %d idle tasks", f.Tasks), "bytes")
+	for _, line := range []struct {
+		what  string
+		bytes float64
+	}{
+		{"elements of maps", f.Maps}, {"the kernel's, cgroup included", f.Kernel},
+		{"a cgroup that is no task", f.Cgroup}, {"the daemon's", f.Daemon},
+	} {
+		r.print("%-36s %9.0f\n", line.what, line.bytes)
+	}
 }
 
 func (r *report) end(out io.Writer) error {

@@ -9,13 +9,19 @@ import (
 	"strings"
 )
 
-var sectionNames = []string{"paths", "rules", "tasks", "programs"}
+// packetSections need lanes, daemonSections a daemon.
+var (
+	packetSections = []string{"paths", "rules", "tasks", "programs"}
+	daemonSections = []string{"end", "api", "memory"}
+)
+
+func sectionNames() []string { return slices.Concat(packetSections, daemonSections) }
 
 func parseSections(list string) (map[string]bool, error) {
 	chosen := make(map[string]bool)
 	for name := range strings.SplitSeq(list, ",") {
-		if !slices.Contains(sectionNames, name) {
-			return nil, fmt.Errorf("-section %s: there are %s", name, strings.Join(sectionNames, ", "))
+		if !slices.Contains(sectionNames(), name) {
+			return nil, fmt.Errorf("-section %s: there are %s", name, strings.Join(sectionNames(), ", "))
 		}
 		chosen[name] = true
 	}
@@ -25,13 +31,24 @@ func parseSections(list string) (map[string]bool, error) {
 // measureAll prints each section as it is done, or all of it as JSON.
 func (o *options) measureAll(l *lab) error {
 	report := newReport(o)
-	if err := o.measurePackets(l, report); err != nil {
-		return err
+	if o.any(packetSections) {
+		if err := o.measurePackets(l, report); err != nil {
+			return err
+		}
+	}
+	if o.any(daemonSections) {
+		if err := o.measureDaemon(l, report); err != nil {
+			return err
+		}
 	}
 	return report.end(os.Stdout)
 }
 
-// few and many are what a guard holds in its smallest form and beyond.
+func (o *options) any(names []string) bool {
+	return slices.ContainsFunc(names, func(name string) bool { return o.sections[name] })
+}
+
+// ruleCounts and taskCounts are what a guard holds in its smallest form and beyond.
 var (
 	ruleCounts = []int{10, 1_000, 100_000}
 	taskCounts = []int{1, 1_000, 10_000}
@@ -114,6 +131,7 @@ func (o *options) section(report *report, name string, jobs []job, lanes []*lane
 		if !o.only.MatchString(j.name) {
 			continue
 		}
+		report.progress("%s: %s", name, j.name)
 		r, err := o.measure(name, j, lanes)
 		if err != nil {
 			return fmt.Errorf("%s: %w", j.name, err)
