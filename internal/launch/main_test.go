@@ -10,8 +10,10 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,7 +31,19 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv(launcherCgroup); path != "" {
 		os.Exit(launcher(path))
 	}
+	heedSignals()
 	os.Exit(m.Run())
+}
+
+// heedSignals undoes what whoever started the tests has ignored (nohup, a shell
+// in the background): exec gives a signal that is handled its default back, but
+// not one that is ignored.
+func heedSignals() {
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
+	}
 }
 
 func launcher(path string) int {

@@ -152,7 +152,7 @@ func TestUser(t *testing.T) {
 	d := scratch(t)
 	daemon, err := user.Lookup("daemon")
 	if err != nil {
-		t.Skip("no user daemon in the user database")
+		t.Skip("not in a VM: there is no user daemon in its user database")
 	}
 	who := []string{"sh", "-c", `echo $(id -u) $(id -g) $(id -G) $HOME $USER $LOGNAME`}
 	root := fmt.Sprintf("0 0 0 %s me me", t.TempDir())
