@@ -111,10 +111,10 @@ func (k *Kernel) load(spec *ebpf.CollectionSpec) error {
 func loadError(err error) error {
 	var verifier *ebpf.VerifierError
 	switch {
+	case errors.As(err, &verifier):
+		return fmt.Errorf("%w: this kernel refuses a required program; `agentguard doctor` tries each and says what to use instead", err)
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("load programs: %w: agentguard needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN)", err)
-	case errors.As(err, &verifier):
-		return fmt.Errorf("load programs: the kernel refused one (`agentguard doctor` says which kernels are supported): %+v", verifier)
 	default:
 		return fmt.Errorf("load programs: %w", err)
 	}
