@@ -10,8 +10,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"sync"
-	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -23,137 +21,148 @@ import (
 
 // How the end of a task that sends is measured.
 const (
-	lastRounds = 20
-	lastEnough = 2000                   // datagrams before the end
-	lastWatch  = 100 * time.Millisecond // after it
 	lastPort   = 9003
+	lastEnough = 1 << 20                // bytes of receive buffer in use when it ends
+	lastRoom   = 512 << 20              // nothing is read before the end
+	lastWatch  = 100 * time.Millisecond // after it
 )
+
+// lastOrder is what a sender is told.
+type lastOrder struct {
+	To      netip.AddrPort
+	Persist bool // sends on when it is refused, instead of waiting
+}
 
 // last is the time from the call to end a task to the arrival of its last
 // datagram, and to the answer.
 type last struct {
-	Rounds    int     `json:"rounds"`
-	Arrival   spent   `json:"lastArrival"`
-	Answer    spent   `json:"answer"`
-	Datagrams int64   `json:"datagrams"`
-	Rate      float64 `json:"perSecond"` // before the end
+	Sender  string  `json:"sender"`
+	Rounds  int     `json:"rounds"`
+	Arrival spent   `json:"lastArrival"`
+	Answer  spent   `json:"answer"`
+	Rate    float64 `json:"perSecond"` // datagrams, until the last
 }
 
-// runSender is the main of a process that sends for as long as it lives.
+// runSender is the main of a process that sends until it is refused, or killed.
 func runSender() {
-	var to netip.AddrPort
-	if json.NewDecoder(os.Stdin).Decode(&to) != nil {
+	var o lastOrder
+	in := json.NewDecoder(os.Stdin)
+	if in.Decode(&o) != nil {
 		return
 	}
-	l := &load{kind: udpSend, family: unix.AF_INET, to: []sockaddr{newSockaddr(to)}, buffer: make([]byte, payloadSize)}
-	for l.fd = l.socket(unix.SOCK_DGRAM); ; {
-		l.sendTo(unix.EPERM)
+	l := &load{kind: udpSend, family: unix.AF_INET, to: []sockaddr{newSockaddr(o.To)}, buffer: make([]byte, payloadSize)}
+	l.fd = l.socket(unix.SOCK_DGRAM)
+	for o.Persist || l.failure == nil {
+		l.sendTo(0)
 	}
+	in.Decode(&o) // never comes
 }
 
-// gauge receives datagrams and keeps the kernel's time of the latest, so that
-// it does not matter when they are read.
-type gauge struct {
-	fd     int
-	count  atomic.Int64
-	latest atomic.Int64 // ns since 1970
-	done   atomic.Bool
-	reader sync.WaitGroup
-}
+// gauge is a socket that keeps datagrams, with the kernel's time of their
+// arrival, until they are read.
+type gauge struct{ fd int }
 
 func (l *lab) gauge() (*gauge, error) {
 	g := &gauge{}
 	err := l.far.Do(func() (err error) {
-		if g.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		if g.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
 			return err
 		}
 		return errors.Join(
-			unix.SetsockoptInt(g.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 256<<20),
+			unix.SetsockoptInt(g.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, lastRoom),
 			unix.SetsockoptInt(g.fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1),
-			unix.SetsockoptTimeval(g.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 10_000}),
 			unix.Bind(g.fd, &unix.SockaddrInet4{Port: lastPort}))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("receive datagrams: %w", err)
 	}
-	g.reader.Go(g.read)
 	return g, nil
 }
 
-func (g *gauge) read() {
+func (g *gauge) close() { unix.Close(g.fd) }
+
+// read takes all datagrams and returns their number and the arrival of the
+// first and the last.
+func (g *gauge) read() (count int, first, latest time.Time, err error) {
 	payload, control := make([]byte, payloadSize), make([]byte, 64)
 	for {
 		_, n, _, _, err := unix.Recvmsg(g.fd, payload, control, 0)
+		if errors.Is(err, unix.EAGAIN) {
+			return count, first, latest, nil
+		}
+		header := unix.CmsgLen(0)
+		if err == nil && n < header+16 {
+			err = errors.New("a datagram without a time")
+		}
 		if err != nil {
-			if g.done.Load() {
-				return
-			}
-			continue // nothing came
+			return count, first, latest, fmt.Errorf("receive datagrams: %w", err)
 		}
-		if header := unix.CmsgLen(0); n >= header+16 {
-			at := binary.NativeEndian.Uint64(control[header:])*1e9 + binary.NativeEndian.Uint64(control[header+8:])
-			g.latest.Store(int64(at))
+		latest = time.Unix(int64(binary.NativeEndian.Uint64(control[header:])), int64(binary.NativeEndian.Uint64(control[header+8:])))
+		if count == 0 {
+			first = latest
 		}
-		g.count.Add(1)
+		count++
 	}
 }
 
-func (g *gauge) close() {
-	g.done.Store(true)
-	g.reader.Wait()
-	unix.Close(g.fd)
-}
-
-// dropped counts what came and found no room.
-func (g *gauge) dropped() (uint32, error) {
+// room reads how much of the buffer is in use, and how many datagrams found no
+// place in it.
+func (g *gauge) room() (used, dropped uint32, err error) {
 	var words [9]uint32
-	const drops = 8 // SK_MEMINFO_DROPS
+	const rmem, drops = 0, 8 // SK_MEMINFO_RMEM_ALLOC, SK_MEMINFO_DROPS
 	size := uint32(unsafe.Sizeof(words))
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(g.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
 		uintptr(unsafe.Pointer(&words)), uintptr(unsafe.Pointer(&size)), 0)
 	if errno != 0 {
-		return 0, fmt.Errorf("read SO_MEMINFO: %w", errno)
+		return 0, 0, fmt.Errorf("read SO_MEMINFO: %w", errno)
 	}
-	return words[drops], nil
+	return words[rmem], words[drops], nil
 }
 
 // measureLast ends tasks in the midst of their sending. It is an error when a
 // datagram arrives after the answer.
-func (o *options) measureLast(l *lab, d *daemon, report *report) error {
-	var arrivals, answers []time.Duration
-	result := last{Rounds: lastRounds}
-	var sending time.Duration
-	for range lastRounds {
-		r, err := o.lastOf(l, d)
-		if err != nil {
-			return err
+func measureLast(l *lab, d *daemon, report *report) error {
+	for _, sender := range []struct {
+		name    string
+		persist bool
+		rounds  int
+	}{{"waits once refused", false, 50}, {"tries on when refused", true, 10}} {
+		var arrivals, answers []time.Duration
+		var datagrams int
+		var sending time.Duration
+		for range sender.rounds {
+			r, err := lastOf(l, d, sender.persist)
+			if err != nil {
+				return err
+			}
+			if r.arrival > r.answer {
+				return fmt.Errorf("a datagram arrived %s after the end was answered", r.arrival-r.answer)
+			}
+			arrivals, answers = append(arrivals, r.arrival), append(answers, r.answer)
+			datagrams += r.datagrams
+			sending += r.sending
 		}
-		if r.arrival > r.answer {
-			return fmt.Errorf("a datagram arrived %s after the end was answered", r.arrival-r.answer)
-		}
-		arrivals, answers = append(arrivals, r.arrival), append(answers, r.answer)
-		result.Datagrams += r.datagrams
-		sending += r.sending
+		report.last(last{
+			Sender: sender.name, Rounds: sender.rounds, Rate: float64(datagrams) / sending.Seconds(),
+			Arrival: spread99(arrivals), Answer: spread99(answers),
+		})
 	}
-	result.Rate = float64(result.Datagrams) / sending.Seconds()
-	result.Arrival, result.Answer = spread99(arrivals), spread99(answers)
-	report.last(result)
 	return nil
 }
 
 type lastRound struct {
 	arrival, answer, sending time.Duration
-	datagrams                int64
+	datagrams                int
 }
 
-func (o *options) lastOf(l *lab, d *daemon) (r lastRound, err error) {
+func lastOf(l *lab, d *daemon, persist bool) (r lastRound, err error) {
 	g, err := l.gauge()
 	if err != nil {
 		return r, err
 	}
 	defer g.close()
-	to := at(destination4, lastPort)
-	task, err := d.task("udp://" + to.String())
+	order := lastOrder{To: at(destination4, lastPort), Persist: persist}
+	task, err := d.task("udp://" + order.To.String())
 	if err != nil {
 		return r, err
 	}
@@ -167,15 +176,11 @@ func (o *options) lastOf(l *lab, d *daemon) (r lastRound, err error) {
 		return r, err
 	}
 	defer sender.stop()
-	if err := sender.in.Encode(to); err != nil {
+	if err := sender.in.Encode(order); err != nil {
 		return r, fmt.Errorf("order: %w", err)
 	}
-	begun := time.Now()
-	for g.count.Load() < lastEnough {
-		if time.Since(begun) > 10*time.Second {
-			return r, fmt.Errorf("only %d datagrams of the task arrived", g.count.Load())
-		}
-		time.Sleep(time.Millisecond)
+	if err := g.fill(); err != nil {
+		return r, err
 	}
 	called := time.Now()
 	if _, err := d.End(context.Background(), task.ID, client.EndRequest{}); err != nil {
@@ -183,12 +188,27 @@ func (o *options) lastOf(l *lab, d *daemon) (r lastRound, err error) {
 	}
 	r.answer = time.Since(called)
 	time.Sleep(lastWatch)
-	r.arrival = time.Duration(g.latest.Load() - called.UnixNano())
-	r.datagrams = g.count.Load()
-	r.sending = called.Sub(begun) + r.arrival
-	dropped, err := g.dropped()
+	count, first, latest, err := g.read()
+	if err != nil {
+		return r, err
+	}
+	r.arrival, r.sending, r.datagrams = latest.Sub(called), latest.Sub(first), count
+	_, dropped, err := g.room()
 	if err == nil && dropped > 0 {
-		err = fmt.Errorf("the receiver had no room for %d datagrams: the last may be among them", dropped)
+		err = fmt.Errorf("no room for %d datagrams: the last may be among them", dropped)
 	}
 	return r, err
+}
+
+// fill waits until enough has arrived.
+func (g *gauge) fill() error {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		used, _, err := g.room()
+		if err != nil || used >= lastEnough {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("only %d bytes arrived of a task that sends", used)
+		}
+	}
 }

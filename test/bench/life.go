@@ -51,7 +51,7 @@ func (o *options) measureDaemon(l *lab, report *report) error {
 	}
 	if o.sections["end"] {
 		report.progress("end of a task that sends")
-		if err := o.measureLast(l, d, report); err != nil {
+		if err := measureLast(l, d, report); err != nil {
 			return err
 		}
 	}

@@ -23,7 +23,7 @@ type report struct {
 	Slice   string     `json:"slice"`
 	Rows    []row      `json:"rows"`
 	Costs   []cost     `json:"programs,omitempty"`
-	Lasts   *last      `json:"end,omitempty"`
+	Lasts   []last     `json:"end,omitempty"`
 	Lives   []life     `json:"api,omitempty"`
 	Memory  *footprint `json:"memory,omitempty"`
 	Notes   []string   `json:"notes,omitempty"`
@@ -103,10 +103,12 @@ func (r *report) cost(c cost) {
 }
 
 func (r *report) last(l last) {
-	r.Lasts = &l
-	r.print("\n%-36s %12s %12s %12s\n", "end of a task that sends, µs", "p50", "p99", "max")
-	r.print("%-36s %s\n%-36s %s\n", "last datagram arrived", l.Arrival, "end answered", l.Answer)
-	r.print("%d rounds, %.0f datagrams/s before the end, none after the answer\n", l.Rounds, l.Rate)
+	if len(r.Lasts) == 0 {
+		r.print("\n%-36s %12s %12s %12s  %12s %12s %12s  %7s %9s\n", "end of a sender, µs",
+			"last p50", "p99", "max", "answer p50", "p99", "max", "rounds", "packets/s")
+	}
+	r.Lasts = append(r.Lasts, l)
+	r.print("%-36s %s  %s  %7d %9.0f\n", l.Sender, l.Arrival, l.Answer, l.Rounds, l.Rate)
 }
 
 func (r *report) life(l life) {
