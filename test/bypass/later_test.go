@@ -81,7 +81,7 @@ func pacedFlow(to netip.AddrPort) func(*attempt) (func(int) error, error) {
 			if i > 0 {
 				return refused
 			}
-			for range 5 {
+			for range 20 { // each waits at least 0.3 s for the one before
 				if err := s.sendTo(a.numbered(i), 0, to); err != nil || refused != nil {
 					return err
 				}

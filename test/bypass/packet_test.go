@@ -21,6 +21,7 @@ type packet struct {
 	sport, dport     uint16
 	flags            uint8      // TCP
 	payload          int        // TCP and UDP: octets after the header
+	abort            bool       // SCTP: nothing but "that association is gone"
 	routed, fragment bool       // source route or routing header; offset above zero
 	icmp             uint8      // type
 	quoted           netip.Addr // destination of the packet that an ICMP error is about
@@ -119,6 +120,8 @@ func (p *packet) transport(b []byte) {
 		if len(b) >= 4 {
 			p.ports(b)
 		}
+		// One ABORT chunk (type 6) without causes, RFC 9260 section 3.3.7.
+		p.abort = p.proto == unix.IPPROTO_SCTP && len(b) >= 16 && b[12] == 6 && b[14] == 0 && b[15] == 4
 	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
 		if len(b) >= 1 {
 			p.icmp = b[0]
@@ -162,6 +165,9 @@ func (p packet) background() bool {
 		return p.quoted == host4 || p.quoted == host6
 	case p.proto == unix.IPPROTO_ICMPV6:
 		return p.icmp >= 133 && p.icmp <= 136
+	case p.abort:
+		// Its control socket answers a peer whose association is gone.
+		return true
 	}
 	return false
 }

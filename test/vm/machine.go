@@ -70,10 +70,12 @@ func start(opts machineOptions) (*Machine, error) {
 }
 
 // withQEMU emulates the processors: KVM is missing, or broken, in too many of the places where tests run. The
-// environment variable VMTEST_QEMU replaces the command.
+// environment variable VMTEST_QEMU replaces the command. One thread for both processors: with two, a processor of
+// QEMU 7.2 can run into the breakpoint of code that the other is just patching, and every attached program patches
+// the kernel's code.
 func withQEMU(_ *qemu.IDAllocator, o *qemu.Options) error {
 	if o.QEMUCommand == "" {
-		o.QEMUCommand = "qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 2G"
+		o.QEMUCommand = "qemu-system-x86_64 -accel tcg,thread=single -cpu max -smp 2 -m 2G"
 	}
 	o.AppendQEMU("-nic", "none")
 	return nil

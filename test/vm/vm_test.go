@@ -37,7 +37,10 @@ func TestKernels(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, k := range Kernels() {
-		t.Run(k.Name, func(t *testing.T) { testKernel(t, k, b) })
+		t.Run(k.Name, func(t *testing.T) {
+			t.Parallel()
+			testKernel(t, k, b)
+		})
 	}
 }
 
