@@ -29,8 +29,7 @@ const (
 
 // lastOrder is what a sender is told.
 type lastOrder struct {
-	To      netip.AddrPort
-	Persist bool // sends on when it is refused, instead of waiting
+	To netip.AddrPort
 }
 
 // last is the time from the call to end a task to the arrival of its last
@@ -52,7 +51,7 @@ func runSender() {
 	}
 	l := &load{kind: udpSend, family: unix.AF_INET, to: []sockaddr{newSockaddr(o.To)}, buffer: make([]byte, payloadSize)}
 	l.fd = l.socket(unix.SOCK_DGRAM)
-	for o.Persist || l.failure == nil {
+	for l.failure == nil {
 		l.sendTo(0)
 	}
 	in.Decode(&o) // never comes
@@ -123,15 +122,14 @@ func (g *gauge) room() (used, dropped uint32, err error) {
 // datagram arrives after the answer.
 func measureLast(l *lab, d *daemon, report *report) error {
 	for _, sender := range []struct {
-		name    string
-		persist bool
-		rounds  int
-	}{{"waits once refused", false, 50}, {"tries on when refused", true, 10}} {
+		name   string
+		rounds int
+	}{{"waits once refused", 30}} {
 		var arrivals, answers []time.Duration
 		var datagrams int
 		var sending time.Duration
 		for range sender.rounds {
-			r, err := lastOf(l, d, sender.persist)
+			r, err := lastOf(l, d)
 			if err != nil {
 				return err
 			}
@@ -155,13 +153,13 @@ type lastRound struct {
 	datagrams                int
 }
 
-func lastOf(l *lab, d *daemon, persist bool) (r lastRound, err error) {
+func lastOf(l *lab, d *daemon) (r lastRound, err error) {
 	g, err := l.gauge()
 	if err != nil {
 		return r, err
 	}
 	defer g.close()
-	order := lastOrder{To: at(destination4, lastPort), Persist: persist}
+	order := lastOrder{To: at(destination4, lastPort)}
 	task, err := d.task("udp://" + order.To.String())
 	if err != nil {
 		return r, err
