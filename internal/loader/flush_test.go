@@ -51,3 +51,21 @@ func TestFlushWaitsForTheReader(t *testing.T) {
 		t.Fatalf("after the reader ended: %v", err)
 	}
 }
+
+// A task that goes on trying what it is denied cannot hold up who waits.
+func TestFlushUnderAFloodOfDenials(t *testing.T) {
+	f := newFixture(t)
+	f.watch()
+	k := f.begin(nil)
+	k.want("ok", "flood udp4 192.0.2.1:1")
+	f.event("the flood", func(e Event) bool { return e.Verdict == Deny && e.Task == k.record.Number })
+	for range 10 {
+		begun := time.Now()
+		if err := f.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begun); took > 5*time.Second {
+			t.Fatalf("Flush took %s", took)
+		}
+	}
+}
