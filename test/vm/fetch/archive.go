@@ -27,8 +27,10 @@ func releaseArchive(work, release string) (archive, error) {
 	a := machineArchive(work)
 	dir := filepath.Join(work, "apt")
 	sources := filepath.Join(dir, "sources.list")
-	text := fmt.Sprintf("deb http://deb.debian.org/debian %[1]s main\n"+
-		"deb http://deb.debian.org/debian-security %[1]s-security main\n", release)
+	text, err := sourcesOf(release)
+	if err != nil {
+		return a, err
+	}
 	if err := os.MkdirAll(filepath.Join(dir, "lists/partial"), 0o755); err != nil {
 		return a, err
 	}
@@ -43,6 +45,28 @@ func releaseArchive(work, release string) (archive, error) {
 		"-o", "Acquire::Languages=none",
 	)
 	return a, run(work, "apt-get", append(a.options, "update")...)
+}
+
+// sourcesOf is a sources.list of the release, from the servers that this machine's apt is set up for.
+func sourcesOf(release string) (string, error) {
+	out, err := exec.Command("apt-get", "indextargets", "--format", "$(REPO_URI)").Output()
+	if err != nil {
+		return "", fmt.Errorf("list the archives that apt is set up for: %w", err)
+	}
+	var text strings.Builder
+	for uri := range strings.FieldsSeq(string(out)) {
+		suite := release
+		if strings.Contains(uri, "security") {
+			suite += "-security"
+		}
+		if line := fmt.Sprintf("deb %s %s main\n", uri, suite); !strings.Contains(text.String(), line) {
+			text.WriteString(line)
+		}
+	}
+	if text.Len() == 0 {
+		return "", fmt.Errorf("apt is set up for no archive: add Debian's to /etc/apt/sources.list and run apt-get update")
+	}
+	return text.String(), nil
 }
 
 // newest returns the newest package whose name matches pattern.
