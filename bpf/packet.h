@@ -17,7 +17,7 @@ struct packet {
 	struct flow to;
 	__u32 from[4];
 	__u16 from_port;
-	__u16 offset;  /* of the transport header */
+	__u16 pad;     /* 6.1 passes no uninitialised byte to a function */
 	__u32 payload; /* TCP payload bytes */
 	bool tcp_syn;
 	bool tcp_ack;
@@ -153,7 +153,6 @@ __noinline int parse(struct __sk_buff *skb, struct packet *p)
 		return REASON_MALFORMED;
 	}
 	p->to.proto = proto;
-	p->offset = offset;
 
 	switch (proto) {
 	case IPPROTO_TCP:

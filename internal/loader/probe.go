@@ -42,7 +42,8 @@ func probeRoot() client.Check {
 	return required("privileges", err, "running as root", "run it as root: sudo agentguard doctor")
 }
 
-func kernelRelease() string {
+// KernelRelease is the running kernel's release, such as 6.1.0-56-cloud-amd64.
+func KernelRelease() string {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return "unknown"
@@ -52,7 +53,7 @@ func kernelRelease() string {
 
 func probeBTF() client.Check {
 	_, err := btf.LoadKernelSpec()
-	return required("kernel", err, kernelRelease()+", with BTF",
+	return required("kernel", err, KernelRelease()+", with BTF",
 		"use a kernel of version 6.1 or later, built with CONFIG_DEBUG_INFO_BTF=y")
 }
 

@@ -7,8 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"agentguard.dev/agentguard/client"
 	"agentguard.dev/agentguard/internal/loader"
 )
@@ -19,7 +17,7 @@ func (e *Engine) Status() client.Status {
 		Version: e.cfg.Version,
 		PID:     os.Getpid(),
 		Started: e.started,
-		Kernel:  kernelRelease(),
+		Kernel:  loader.KernelRelease(),
 		Cgroup:  e.root,
 		Paths: map[string]string{
 			"state": e.cfg.StateDir, "pins": e.cfg.PinDir, "cgroup": e.root, "audit": e.AuditDir(),
@@ -125,12 +123,4 @@ func checkPrivate(name, dir string) client.Check {
 		c.OK = true
 	}
 	return c
-}
-
-func kernelRelease() string {
-	var name unix.Utsname
-	if unix.Uname(&name) != nil {
-		return ""
-	}
-	return unix.ByteSliceToString(name.Release[:])
 }
