@@ -166,7 +166,9 @@ func (r *trial) counts(p packet) bool {
 		return p.reports(r.technique.group(r.token))
 	}
 	if r.technique.seen != nil {
-		return r.technique.seen(p)
+		// The kernel may still answer the sink's late packet to a socket that
+		// an unguarded process has closed.
+		return !p.background() && !p.bareReset() && r.technique.seen(p)
 	}
 	return p.carries(r.token) && (r.technique.permit == nil || !r.technique.permit(p))
 }
