@@ -6,6 +6,8 @@
 
 #define MAX_RANGES 32 /* port ranges that one prefix entry can hold */
 #define MAX_ASKED 4   /* destinations that one socket remembers */
+#define MAX_NAME 248  /* bytes of a name in a key: a trie's hold 256 with the owner */
+#define MAX_CLAIMS 16 /* port ranges that one name entry can hold */
 
 enum state {
 	STATE_NONE, /* no task: deny */
@@ -40,6 +42,9 @@ enum task_flag {
 	TASK_POLICY_PREFIXES = 1 << 6, /* the policy owns entries of `prefixes` */
 	TASK_GRANTS = 1 << 7,	       /* the task owns entries of `hosts` */
 	TASK_GRANT_PREFIXES = 1 << 8,  /* the task owns entries of `prefixes` */
+	TASK_NAMES = 1 << 9, /* policy or grants name names: DNS goes to the guard's resolver */
+	TASK_WIDE_NAMES =
+		1 << 10, /* some of them with many ports: entries of `hosts` under port 0 */
 };
 
 enum guard_flag {
@@ -85,6 +90,17 @@ enum reason {
 	REASON_FRAGMENT,     /* a later fragment: its ports cannot be known */
 	REASON_MALFORMED,    /* headers that cannot be read */
 	REASON_MEMORY,	     /* the destination cannot be put on record */
+	REASON_STALE,	     /* the address was learned for a name too long ago for a new flow */
+	REASON_RESOLVER,     /* DNS: no resolver of the guard is ready here, or it was to be walked
+				around */
+	REASON_QUIC,	     /* UDP 443 to an address that a name allows for TLS only */
+	REASON_NOT_TLS,	     /* the first payload is no ClientHello */
+	REASON_NO_SNI,	     /* a ClientHello that names no server */
+	REASON_SNI,	     /* a ClientHello with a name that no rule allows for this address */
+	REASON_ECH,	     /* a ClientHello with an encrypted part that can name another server */
+	REASON_HELLO,	     /* a ClientHello that cannot be read, or is not complete in time */
+	REASON_SHARED,	     /* first payload in pages that can change after the check */
+	REASON_HTTP,	     /* plain HTTP beside the guard's relay */
 };
 
 enum hook {
@@ -136,10 +152,74 @@ struct host {
 	struct flow flow;
 };
 
+enum permit_flag {
+	PERMIT_LEARNED = 1 << 0, /* an address of a name; `expires` and `used` count */
+	PERMIT_TLS = 1 << 1,	 /* the first payload must be a ClientHello that names the name */
+	PERMIT_HTTP = 1 << 2,	 /* plain HTTP: connections go to the guard's relay */
+};
+
 struct permit {
 	__u64 deadline;
+	__u64 expires; /* from when on no flow begins any more */
+	__u64 used;    /* when a flow last did, about a second exact */
 	__u32 rule;
+	__u32 flags; /* enum permit_flag */
+	__u16 low;   /* the ports, of an entry under port 0 */
+	__u16 high;
 	__u32 pad;
+};
+
+/* Key of `names`: the name from its end, lower case, "moc.elpmaxe.ipa" and a
+ * zero byte; for a wildcard "moc.elpmaxe." and no zero byte. */
+struct name {
+	__u32 bits; /* of owner and text together */
+	__u32 owner;
+	char text[MAX_NAME];
+};
+
+/* What a name may be used for with TLS; number 0 ends the list. */
+struct claim {
+	__u32 number; /* of the named destination, within its owner; from 1 */
+	__u16 low;
+	__u16 high;
+};
+
+struct claims {
+	struct claim of[MAX_CLAIMS];
+};
+
+/* Key of `learned`, whose value is the time until which the address counts as
+ * one of that named destination. */
+struct learned_addr {
+	__u32 owner;
+	__u32 number;
+	__u32 addr[4];
+};
+
+/* Where the guard listens in one network namespace, on 127.0.0.1 and ::1.
+ * Ports in host order; 0 is none. Key: the namespace's cookie. */
+struct station {
+	__u16 dns;
+	__u16 http;
+};
+
+/* Key of `askers`: the source of what reaches a station. */
+struct peer {
+	__u64 netns; /* cookie */
+	__u32 addr[4];
+	__u16 port;
+	__u8 proto;
+	__u8 pad[5];
+};
+
+/* Who asks, and whom they believe to ask. */
+struct asker {
+	__u64 cgroup;
+	struct flow to;
+	__u32 task;
+	__u32 pid;
+	__u32 uid;
+	char comm[16];
 };
 
 /* Key of `prefixes`. */
@@ -188,6 +268,11 @@ struct memo {
 	__u32 count;		      /* of them, above MAX_ASKED if not all are known */
 	__u16 accepted;		      /* the peer began */
 	__u16 rewritten;	      /* GUARD_REWRITTEN: connect notes its destination too */
+	struct asker via;	      /* to.proto: its last destination was turned to a station */
+	__u64 held;		      /* since when its first payload waits to be complete */
+	__u8 shown;		      /* its first payload showed an allowed name */
+	__u8 refused;		      /* enum reason: it did not, and is to be destroyed */
+	__u8 pad[6];
 };
 
 struct event {
@@ -206,6 +291,14 @@ struct event {
 	__u8 hook;
 	__u8 mode;
 	char comm[16];
+	__u32 pad;
+};
+
+/* An event that a name belongs to, on the same ring; told by its size. */
+struct named_event {
+	struct event event;
+	__u32 length;
+	char name[MAX_NAME]; /* lower case; not terminated */
 	__u32 pad;
 };
 
