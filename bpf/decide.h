@@ -102,6 +102,10 @@ static __always_inline bool permitted(const struct permit *permit, struct decisi
 		d->reason = REASON_RULE_EXPIRED;
 		return false;
 	}
+	if (permit->flags & PERMIT_LEARNED && passed(permit->expires)) {
+		d->reason = REASON_STALE;
+		return false;
+	}
 	d->rule = permit->rule;
 	return true;
 }
