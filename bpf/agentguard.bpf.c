@@ -31,6 +31,7 @@ struct {
 	enum loopback *loopback;
 	enum direction *direction;
 	enum task_flag *task_flag;
+	enum permit_flag *permit_flag;
 	enum guard_flag *guard_flag;
 	enum namespace_flag *namespace_flag;
 	enum rule *rule;
@@ -40,6 +41,7 @@ struct {
 	enum stat *stat;
 } exported_types;
 struct event *exported_event;
+struct named_event *exported_named_event;
 struct socket *exported_socket;
 
 char __license[] SEC("license") = "Dual BSD/GPL";

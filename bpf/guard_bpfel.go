@@ -13,6 +13,28 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type GuardAsker struct {
+	_      structs.HostLayout
+	Cgroup uint64
+	To     GuardFlow
+	Task   uint32
+	Pid    uint32
+	Uid    uint32
+	Comm   [16]int8
+}
+
+type GuardClaim struct {
+	_      structs.HostLayout
+	Number uint32
+	Low    uint16
+	High   uint16
+}
+
+type GuardClaims struct {
+	_  structs.HostLayout
+	Of [16]GuardClaim
+}
+
 type GuardCounter struct {
 	_       structs.HostLayout
 	Allowed uint64
@@ -91,6 +113,13 @@ type GuardHost struct {
 	Flow  GuardFlow
 }
 
+type GuardLearnedAddr struct {
+	_      structs.HostLayout
+	Owner  uint32
+	Number uint32
+	Addr   [4]uint32
+}
+
 type GuardLocalAddr struct {
 	_     structs.HostLayout
 	Netns uint64
@@ -111,6 +140,11 @@ type GuardMemo struct {
 	Count     uint32
 	Accepted  uint16
 	Rewritten uint16
+	Via       GuardAsker
+	Held      uint64
+	Shown     uint8
+	Refused   uint8
+	Pad       [6]uint8
 }
 
 type GuardMode uint32
@@ -126,18 +160,55 @@ type GuardMoment struct {
 	Time uint64
 }
 
+type GuardName struct {
+	_     structs.HostLayout
+	Bits  uint32
+	Owner uint32
+	Text  [248]int8
+}
+
+type GuardNamedEvent struct {
+	_      structs.HostLayout
+	Event  GuardEvent
+	Length uint32
+	Name   [248]int8
+	Pad    uint32
+}
+
 type GuardNamespaceFlag uint32
 
 const (
 	GuardNamespaceFlagNAMESPACE_TRUSTED GuardNamespaceFlag = 1
 )
 
+type GuardPeer struct {
+	_     structs.HostLayout
+	Netns uint64
+	Addr  [4]uint32
+	Port  uint16
+	Proto uint8
+	Pad   [5]uint8
+}
+
 type GuardPermit struct {
 	_        structs.HostLayout
 	Deadline uint64
+	Expires  uint64
+	Used     uint64
 	Rule     uint32
+	Flags    uint32
+	Low      uint16
+	High     uint16
 	Pad      uint32
 }
+
+type GuardPermitFlag uint32
+
+const (
+	GuardPermitFlagPERMIT_LEARNED GuardPermitFlag = 1
+	GuardPermitFlagPERMIT_TLS     GuardPermitFlag = 2
+	GuardPermitFlagPERMIT_HTTP    GuardPermitFlag = 4
+)
 
 type GuardPrefix struct {
 	_     structs.HostLayout
@@ -182,6 +253,16 @@ const (
 	GuardReasonREASON_FRAGMENT     GuardReason = 14
 	GuardReasonREASON_MALFORMED    GuardReason = 15
 	GuardReasonREASON_MEMORY       GuardReason = 16
+	GuardReasonREASON_STALE        GuardReason = 17
+	GuardReasonREASON_RESOLVER     GuardReason = 18
+	GuardReasonREASON_QUIC         GuardReason = 19
+	GuardReasonREASON_NOT_TLS      GuardReason = 20
+	GuardReasonREASON_NO_SNI       GuardReason = 21
+	GuardReasonREASON_SNI          GuardReason = 22
+	GuardReasonREASON_ECH          GuardReason = 23
+	GuardReasonREASON_HELLO        GuardReason = 24
+	GuardReasonREASON_SHARED       GuardReason = 25
+	GuardReasonREASON_HTTP         GuardReason = 26
 )
 
 type GuardRule uint32
@@ -231,6 +312,12 @@ const (
 	GuardStateSTATE_DEAD  GuardState = 3
 )
 
+type GuardStation struct {
+	_    structs.HostLayout
+	Dns  uint16
+	Http uint16
+}
+
 type GuardTask struct {
 	_        structs.HostLayout
 	Deadline uint64
@@ -255,6 +342,8 @@ const (
 	GuardTaskFlagTASK_POLICY_PREFIXES GuardTaskFlag = 64
 	GuardTaskFlagTASK_GRANTS          GuardTaskFlag = 128
 	GuardTaskFlagTASK_GRANT_PREFIXES  GuardTaskFlag = 256
+	GuardTaskFlagTASK_NAMES           GuardTaskFlag = 512
+	GuardTaskFlagTASK_WIDE_NAMES      GuardTaskFlag = 1024
 )
 
 type GuardVerdict uint32
@@ -269,34 +358,39 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	GuardMapCounters       = "counters"
-	GuardMapEvents         = "events"
-	GuardMapGuards         = "guards"
-	GuardMapHosts          = "hosts"
-	GuardMapLocalAddrs     = "local_addrs"
-	GuardMapMemos          = "memos"
-	GuardMapMoments        = "moments"
-	GuardMapNamespaces     = "namespaces"
-	GuardMapPrefixes       = "prefixes"
-	GuardMapStats          = "stats"
-	GuardMapTasks          = "tasks"
-	GuardProgAgConnect4    = "ag_connect4"
-	GuardProgAgConnect6    = "ag_connect6"
-	GuardProgAgEgress      = "ag_egress"
-	GuardProgAgIngress     = "ag_ingress"
-	GuardProgAgIterTcp     = "ag_iter_tcp"
-	GuardProgAgIterUdp     = "ag_iter_udp"
-	GuardProgAgSendmsg4    = "ag_sendmsg4"
-	GuardProgAgSendmsg6    = "ag_sendmsg6"
-	GuardProgAgSetsockopt  = "ag_setsockopt"
-	GuardProgAgSockCreate  = "ag_sock_create"
-	GuardProgAgSockOps     = "ag_sock_ops"
-	GuardVarExportedEvent  = "exported_event"
-	GuardVarExportedSocket = "exported_socket"
-	GuardVarExportedTypes  = "exported_types"
-	GuardVarSweepCut       = "sweep_cut"
-	GuardVarSweepLevels    = "sweep_levels"
-	GuardVarSweepTask      = "sweep_task"
+	GuardMapAskers             = "askers"
+	GuardMapCounters           = "counters"
+	GuardMapEvents             = "events"
+	GuardMapGuards             = "guards"
+	GuardMapHosts              = "hosts"
+	GuardMapLearned            = "learned"
+	GuardMapLocalAddrs         = "local_addrs"
+	GuardMapMemos              = "memos"
+	GuardMapMoments            = "moments"
+	GuardMapNames              = "names"
+	GuardMapNamespaces         = "namespaces"
+	GuardMapPrefixes           = "prefixes"
+	GuardMapStations           = "stations"
+	GuardMapStats              = "stats"
+	GuardMapTasks              = "tasks"
+	GuardProgAgConnect4        = "ag_connect4"
+	GuardProgAgConnect6        = "ag_connect6"
+	GuardProgAgEgress          = "ag_egress"
+	GuardProgAgIngress         = "ag_ingress"
+	GuardProgAgIterTcp         = "ag_iter_tcp"
+	GuardProgAgIterUdp         = "ag_iter_udp"
+	GuardProgAgSendmsg4        = "ag_sendmsg4"
+	GuardProgAgSendmsg6        = "ag_sendmsg6"
+	GuardProgAgSetsockopt      = "ag_setsockopt"
+	GuardProgAgSockCreate      = "ag_sock_create"
+	GuardProgAgSockOps         = "ag_sock_ops"
+	GuardVarExportedEvent      = "exported_event"
+	GuardVarExportedNamedEvent = "exported_named_event"
+	GuardVarExportedSocket     = "exported_socket"
+	GuardVarExportedTypes      = "exported_types"
+	GuardVarSweepCut           = "sweep_cut"
+	GuardVarSweepLevels        = "sweep_levels"
+	GuardVarSweepTask          = "sweep_task"
 )
 
 // LoadGuard returns the embedded CollectionSpec for Guard.
@@ -358,15 +452,19 @@ type GuardProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GuardMapSpecs struct {
+	Askers     *ebpf.MapSpec `ebpf:"askers"`
 	Counters   *ebpf.MapSpec `ebpf:"counters"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	Guards     *ebpf.MapSpec `ebpf:"guards"`
 	Hosts      *ebpf.MapSpec `ebpf:"hosts"`
+	Learned    *ebpf.MapSpec `ebpf:"learned"`
 	LocalAddrs *ebpf.MapSpec `ebpf:"local_addrs"`
 	Memos      *ebpf.MapSpec `ebpf:"memos"`
 	Moments    *ebpf.MapSpec `ebpf:"moments"`
+	Names      *ebpf.MapSpec `ebpf:"names"`
 	Namespaces *ebpf.MapSpec `ebpf:"namespaces"`
 	Prefixes   *ebpf.MapSpec `ebpf:"prefixes"`
+	Stations   *ebpf.MapSpec `ebpf:"stations"`
 	Stats      *ebpf.MapSpec `ebpf:"stats"`
 	Tasks      *ebpf.MapSpec `ebpf:"tasks"`
 }
@@ -375,12 +473,13 @@ type GuardMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GuardVariableSpecs struct {
-	ExportedEvent  *ebpf.VariableSpec `ebpf:"exported_event"`
-	ExportedSocket *ebpf.VariableSpec `ebpf:"exported_socket"`
-	ExportedTypes  *ebpf.VariableSpec `ebpf:"exported_types"`
-	SweepCut       *ebpf.VariableSpec `ebpf:"sweep_cut"`
-	SweepLevels    *ebpf.VariableSpec `ebpf:"sweep_levels"`
-	SweepTask      *ebpf.VariableSpec `ebpf:"sweep_task"`
+	ExportedEvent      *ebpf.VariableSpec `ebpf:"exported_event"`
+	ExportedNamedEvent *ebpf.VariableSpec `ebpf:"exported_named_event"`
+	ExportedSocket     *ebpf.VariableSpec `ebpf:"exported_socket"`
+	ExportedTypes      *ebpf.VariableSpec `ebpf:"exported_types"`
+	SweepCut           *ebpf.VariableSpec `ebpf:"sweep_cut"`
+	SweepLevels        *ebpf.VariableSpec `ebpf:"sweep_levels"`
+	SweepTask          *ebpf.VariableSpec `ebpf:"sweep_task"`
 }
 
 // GuardObjects contains all objects after they have been loaded into the kernel.
@@ -403,30 +502,38 @@ func (o *GuardObjects) Close() error {
 //
 // It can be passed to LoadGuardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GuardMaps struct {
+	Askers     *ebpf.Map `ebpf:"askers"`
 	Counters   *ebpf.Map `ebpf:"counters"`
 	Events     *ebpf.Map `ebpf:"events"`
 	Guards     *ebpf.Map `ebpf:"guards"`
 	Hosts      *ebpf.Map `ebpf:"hosts"`
+	Learned    *ebpf.Map `ebpf:"learned"`
 	LocalAddrs *ebpf.Map `ebpf:"local_addrs"`
 	Memos      *ebpf.Map `ebpf:"memos"`
 	Moments    *ebpf.Map `ebpf:"moments"`
+	Names      *ebpf.Map `ebpf:"names"`
 	Namespaces *ebpf.Map `ebpf:"namespaces"`
 	Prefixes   *ebpf.Map `ebpf:"prefixes"`
+	Stations   *ebpf.Map `ebpf:"stations"`
 	Stats      *ebpf.Map `ebpf:"stats"`
 	Tasks      *ebpf.Map `ebpf:"tasks"`
 }
 
 func (m *GuardMaps) Close() error {
 	return _GuardClose(
+		m.Askers,
 		m.Counters,
 		m.Events,
 		m.Guards,
 		m.Hosts,
+		m.Learned,
 		m.LocalAddrs,
 		m.Memos,
 		m.Moments,
+		m.Names,
 		m.Namespaces,
 		m.Prefixes,
+		m.Stations,
 		m.Stats,
 		m.Tasks,
 	)
@@ -436,12 +543,13 @@ func (m *GuardMaps) Close() error {
 //
 // It can be passed to LoadGuardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GuardVariables struct {
-	ExportedEvent  *ebpf.Variable `ebpf:"exported_event"`
-	ExportedSocket *ebpf.Variable `ebpf:"exported_socket"`
-	ExportedTypes  *ebpf.Variable `ebpf:"exported_types"`
-	SweepCut       *ebpf.Variable `ebpf:"sweep_cut"`
-	SweepLevels    *ebpf.Variable `ebpf:"sweep_levels"`
-	SweepTask      *ebpf.Variable `ebpf:"sweep_task"`
+	ExportedEvent      *ebpf.Variable `ebpf:"exported_event"`
+	ExportedNamedEvent *ebpf.Variable `ebpf:"exported_named_event"`
+	ExportedSocket     *ebpf.Variable `ebpf:"exported_socket"`
+	ExportedTypes      *ebpf.Variable `ebpf:"exported_types"`
+	SweepCut           *ebpf.Variable `ebpf:"sweep_cut"`
+	SweepLevels        *ebpf.Variable `ebpf:"sweep_levels"`
+	SweepTask          *ebpf.Variable `ebpf:"sweep_task"`
 }
 
 // GuardPrograms contains all programs after they have been loaded into the kernel.
