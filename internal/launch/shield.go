@@ -17,22 +17,15 @@ var kernelTypes = []string{
 	"bpf", "cgroup", "cgroup2", "configfs", "debugfs", "efivarfs", "fusectl", "pstore", "securityfs", "sysfs", "tracefs",
 }
 
-// shield gives this thread, and what it executes, a view of its own in which
-// those file systems and the kernel's settings are read-only. It cannot be undone
-// without CAP_SYS_ADMIN, which root loses next. Below the task's own cgroup one
-// can still make cgroups.
+// shield makes those file systems and the kernel's settings read-only in the
+// view of this thread and of what it executes. It cannot be undone without
+// CAP_SYS_ADMIN, which root loses next. Below the task's own cgroup one can still
+// make cgroups.
 //
 // It closes the direct ways only: root that reaches the view of a process outside
 // (/proc/PID/root), or asks one (cron, a service manager, a container engine), is
 // not held. A command that is not trusted that far belongs to another user.
 func shield(ownCgroup string) error {
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("enter a mount namespace: %w", err)
-	}
-	// What the host mounts later appears here, nothing of this there.
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return fmt.Errorf("detach from the host's mounts: %w", err)
-	}
 	points, err := cgroup.MountPoints(kernelTypes...)
 	if err != nil {
 		return fmt.Errorf("find what to make read-only: %w", err)

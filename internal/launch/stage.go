@@ -114,9 +114,9 @@ func (o order) prepare() error {
 	var keep capabilities
 	if o.Account.UID == 0 {
 		keep = harmless
-		if err := shield(string(o.Cgroup)); err != nil {
-			return err
-		}
+	}
+	if err := o.view(); err != nil {
+		return err
 	}
 	if err := limitCapabilities(keep); err != nil {
 		return err
@@ -141,6 +141,31 @@ func (o order) prepare() error {
 		}
 	}
 	return nil
+}
+
+// view limits what the command sees of the file system: no name services, and
+// for root nothing writable that steers the kernel.
+func (o order) view() error {
+	services, err := presentNameServices()
+	if err != nil {
+		return err
+	}
+	root := o.Account.UID == 0
+	if !root && len(services) == 0 {
+		return nil
+	}
+	if err := enterView(); err != nil {
+		return err
+	}
+	for _, dir := range services {
+		if err := hide(dir); err != nil {
+			return err
+		}
+	}
+	if !root {
+		return nil
+	}
+	return shield(string(o.Cgroup))
 }
 
 // assume takes the account's identity.
