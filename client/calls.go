@@ -46,6 +46,14 @@ func (c *Client) Task(ctx context.Context, id string) (Task, error) {
 	return task, c.call(ctx, http.MethodGet, taskPath(id), nil, nil, &task)
 }
 
+// Enter says that the caller is about to start a process in a live task's
+// cgroup, in its own network namespace: names can be looked up there when it
+// returns.
+func (c *Client) Enter(ctx context.Context, id string) (Task, error) {
+	var task Task
+	return task, c.call(ctx, http.MethodPost, taskPath(id, "enter"), nil, nil, &task)
+}
+
 // Tasks lists tasks, oldest first.
 func (c *Client) Tasks(ctx context.Context, filter TaskFilter) ([]Task, error) {
 	query := url.Values{}

@@ -57,6 +57,7 @@ type BeginRequest struct {
 	Cgroup  string            `json:"cgroup,omitempty"`  // an existing cgroup to adopt; its own is made when empty
 	Labels  map[string]string `json:"labels,omitempty"`
 	Allow   []string          `json:"allow,omitempty"` // destinations granted until the task ends
+	TLS     string            `json:"tls,omitempty"`   // "off": what is allowed by name need not be TLS
 }
 
 // Task is one bounded piece of work of an agent.
@@ -77,13 +78,23 @@ type Task struct {
 	EndReason string            `json:"endReason,omitempty"` // ended, expired, command exited, cgroup vanished
 	Grants    []Grant           `json:"grants,omitempty"`
 	Counters  []RuleCounters    `json:"counters,omitempty"` // only from GET /v1/tasks/{id}
+	Learned   []LearnedName     `json:"learned,omitempty"`  // only from GET /v1/tasks/{id}, at most 100
 	Existing  bool              `json:"existing,omitempty"` // begin found this task already begun, or end found it already ended
 }
 
+// LearnedName is a name of a task's rules and the addresses at which it may be
+// reached now, because the resolver answered with them.
+type LearnedName struct {
+	Name      string   `json:"name"`
+	Addresses []string `json:"addresses"`      // at most 16
+	More      int      `json:"more,omitempty"` // addresses beyond these
+}
+
 // Grant is a destination given to one task just in time. The body of
-// POST /v1/tasks/{id}/grants uses Destination and TTL.
+// POST /v1/tasks/{id}/grants uses Destination, TLS and TTL.
 type Grant struct {
 	Destination string     `json:"destination"`
+	TLS         string     `json:"tls,omitempty"` // "off": a connection to the name need not be TLS
 	TTL         Duration   `json:"ttl,omitempty"` // until the task ends when zero
 	Rule        uint32     `json:"rule,omitempty"`
 	Deadline    *time.Time `json:"deadline,omitempty"`
@@ -144,7 +155,7 @@ type AuditQuery struct {
 	Task    string    // ?task=
 	Agent   string    // ?agent=
 	Verdict string    // ?verdict=allow, deny or would-deny
-	Kind    string    // ?kind=decision, task, grant, policy, daemon or lost
+	Kind    string    // ?kind=decision, dns, http, task, grant, policy, daemon or lost
 	Limit   int       // ?limit=, the newest so many
 	Follow  bool      // ?follow=1, go on with records as they are made
 }
@@ -157,6 +168,7 @@ type Policy struct {
 	Rules    int       `json:"rules"`
 	Tasks    int       `json:"tasks"` // live tasks under it
 	Applied  time.Time `json:"applied"`
+	Notes    []string  `json:"notes,omitempty"`    // what one might not expect of it; only from a validation
 	Document string    `json:"document,omitempty"` // the YAML; absent in lists
 }
 
@@ -186,9 +198,18 @@ type Status struct {
 	Policies int               `json:"policies"`
 	Guards   []string          `json:"guards"` // cgroups with programs attached
 	Maps     []MapUsage        `json:"maps"`
+	Names    NamesStatus       `json:"names"`
 	Lost     uint64            `json:"lost"` // events dropped since the guard was created
 	Problems []string          `json:"problems,omitempty"`
 	Paths    map[string]string `json:"paths"`
+}
+
+// NamesStatus is what rules with names use.
+type NamesStatus struct {
+	Stations int               `json:"stations"` // network namespaces in which the daemon answers DNS
+	Learned  int               `json:"learned"`  // addresses that are known for names
+	Queries  map[string]uint64 `json:"queries"`  // DNS, by verdict, since the daemon started
+	Requests map[string]uint64 `json:"requests"` // plain HTTP through the relay, by verdict
 }
 
 // MapUsage is how full one kernel map is.
@@ -210,23 +231,26 @@ type Check struct {
 
 // Record is one line of the audit log, in JSON Lines.
 type Record struct {
-	Time    time.Time `json:"time"`
-	Kind    string    `json:"kind"`              // decision, task, grant, policy, daemon, lost
-	Action  string    `json:"action,omitempty"`  // kind task: begin, end; grant: add, revoke, expire; policy: apply, delete; daemon: start, stop, upgrade
-	Verdict string    `json:"verdict,omitempty"` // kind decision: allow, deny, would-deny (mode audit)
-	Reason  string    `json:"reason,omitempty"`
-	Hook    string    `json:"hook,omitempty"` // connect, sendmsg, sock_create, setsockopt, egress
-	Agent   string    `json:"agent,omitempty"`
-	Task    string    `json:"task,omitempty"`
-	Purpose string    `json:"purpose,omitempty"`
-	PID     uint32    `json:"pid,omitempty"`
-	UID     *uint32   `json:"uid,omitempty"`
-	Process string    `json:"process,omitempty"`     // comm
-	Dest    string    `json:"destination,omitempty"` // in DEST form, e.g. tcp://192.0.2.1:443
-	Rule    string    `json:"rule,omitempty"`
-	Hint    string    `json:"hint,omitempty"`  // the one command that would allow it
-	Count   uint64    `json:"count,omitempty"` // repeats folded into this record, or events lost
-	Detail  string    `json:"detail,omitempty"`
+	Time      time.Time `json:"time"`
+	Kind      string    `json:"kind"`              // decision, dns, http, task, grant, policy, daemon, lost
+	Action    string    `json:"action,omitempty"`  // kind task: begin, end; grant: add, revoke, expire; policy: apply, delete; daemon: start, stop, upgrade
+	Verdict   string    `json:"verdict,omitempty"` // kinds decision, dns, http: allow, deny, would-deny (mode audit)
+	Reason    string    `json:"reason,omitempty"`
+	Hook      string    `json:"hook,omitempty"` // connect, sendmsg, sock_create, setsockopt, egress
+	Agent     string    `json:"agent,omitempty"`
+	Task      string    `json:"task,omitempty"`
+	Purpose   string    `json:"purpose,omitempty"`
+	PID       uint32    `json:"pid,omitempty"`
+	UID       *uint32   `json:"uid,omitempty"`
+	Process   string    `json:"process,omitempty"`     // comm
+	Dest      string    `json:"destination,omitempty"` // in DEST form, e.g. tcp://192.0.2.1:443
+	Name      string    `json:"name,omitempty"`        // kind dns: asked for; http: the Host; decision: the server name that TLS showed
+	Type      string    `json:"type,omitempty"`        // kind dns: A, AAAA, ...; http: the method
+	Addresses []string  `json:"addresses,omitempty"`   // kind dns: what was answered, at most 16
+	Rule      string    `json:"rule,omitempty"`
+	Hint      string    `json:"hint,omitempty"`  // the one command that would allow it
+	Count     uint64    `json:"count,omitempty"` // repeats folded into this record, or events lost
+	Detail    string    `json:"detail,omitempty"`
 }
 
 // Error is the body of every answer outside 2xx.

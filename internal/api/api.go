@@ -21,6 +21,7 @@ type Engine interface {
 	End(ctx context.Context, id string, request client.EndRequest) (client.EndResult, error)
 	Drain(ctx context.Context, id string, request client.DrainRequest) (client.DrainResult, error)
 	Get(id string) (client.Task, error)
+	Enter(ctx context.Context, id string) (client.Task, error)
 	List(filter client.TaskFilter) []client.Task
 	Grant(ctx context.Context, id string, grant client.Grant) (client.Grant, error)
 	Revoke(ctx context.Context, id, destination string) (client.RevokeResult, error)
@@ -74,6 +75,7 @@ func New(config Config) *Server {
 		"POST /v1/tasks":               s.begin,
 		"GET /v1/tasks":                s.tasks,
 		"GET /v1/tasks/{id}":           s.task,
+		"POST /v1/tasks/{id}/enter":    s.enter,
 		"POST /v1/tasks/{id}/end":      s.end,
 		"POST /v1/tasks/{id}/drain":    s.drain,
 		"POST /v1/tasks/{id}/grants":   s.grant,

@@ -75,7 +75,7 @@ func auditQuery(r *http.Request, now time.Time) (query audit.Query, follow bool,
 	if err == nil {
 		err = errors.Join(
 			oneOf("verdict", query.Verdict, "allow", "deny", "would-deny"),
-			oneOf("kind", query.Kind, "decision", "task", "grant", "policy", "daemon", "lost"))
+			oneOf("kind", query.Kind, "decision", "dns", "http", "task", "grant", "policy", "daemon", "lost"))
 	}
 	if err != nil {
 		return query, false, invalid("%v", err)

@@ -37,6 +37,10 @@ func (e *echo) Drain(_ context.Context, id string, request client.DrainRequest) 
 
 func (e *echo) Get(id string) (client.Task, error) { return client.Task{ID: id}, e.err }
 
+func (e *echo) Enter(_ context.Context, id string) (client.Task, error) {
+	return client.Task{ID: id}, e.err
+}
+
 func (e *echo) List(filter client.TaskFilter) []client.Task {
 	if filter == (client.TaskFilter{}) {
 		return nil

@@ -40,6 +40,11 @@ func (s *Server) task(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, r, task, err)
 }
 
+func (s *Server) enter(w http.ResponseWriter, r *http.Request) {
+	task, err := s.Engine.Enter(r.Context(), r.PathValue("id"))
+	s.answer(w, r, task, err)
+}
+
 func (s *Server) end(w http.ResponseWriter, r *http.Request) {
 	request, err := bodyOf[client.EndRequest](r)
 	if err != nil {
