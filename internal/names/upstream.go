@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package names
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"agentguard.dev/agentguard/internal/policy"
+)
+
+// errImpostor is a trusted resolver whose socket is a task's.
+var errImpostor = errors.New("a task listens there")
+
+// attempts is how many resolvers there is time for if none answers.
+const attempts = 3
+
+// ask puts q to one resolver after the other until one answers, and keeps the answer.
+func (st *station) ask(ctx context.Context, resolvers []netip.AddrPort, q question) (*answer, error) {
+	s := st.server
+	var failed error
+	for try := range max(attempts, len(resolvers)) {
+		resolver := resolvers[try%len(resolvers)]
+		a, err := st.askOne(ctx, resolver, q)
+		if err == nil {
+			now := time.Now()
+			a.upstream, a.expires = resolver, now.Add(a.ttl)
+			s.cache.put(cacheKey{st.ns.Cookie(), resolver, q}, a, now)
+			return a, nil
+		}
+		failed = fmt.Errorf("resolver %s: %w", resolver, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, failed
+}
+
+// askOne gives one resolver its share of the time.
+func (st *station) askOne(ctx context.Context, resolver netip.AddrPort, q question) (*answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, st.server.config.Timeout/attempts)
+	defer cancel()
+	m, err := st.consult(ctx, resolver, q)
+	if err != nil {
+		return nil, err
+	}
+	return digest(q, m, st.server.config.MinTTL, st.server.config.MaxTTL)
+}
+
+// consult puts q to one resolver, by UDP and, if the answer is too large for that, by TCP.
+// Nothing of the query is the task's but name and type.
+func (st *station) consult(ctx context.Context, resolver netip.AddrPort, q question) (*dns.Msg, error) {
+	m := &dns.Msg{
+		MsgHdr:   dns.MsgHdr{Id: dns.Id(), RecursionDesired: true},
+		Question: []dns.Question{{Name: q.name + ".", Qtype: q.qtype, Qclass: dns.ClassINET}},
+	}
+	m.SetEdns0(ednsSize, false)
+	answer, err := st.roundTrip(ctx, policy.UDP, resolver, m)
+	if err == nil && answer.Rcode == dns.RcodeFormatError {
+		m.Extra = nil // a resolver from before EDNS
+		answer, err = st.roundTrip(ctx, policy.UDP, resolver, m)
+	}
+	if err == nil && answer.Truncated {
+		answer, err = st.roundTrip(ctx, policy.TCP, resolver, m)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if answer.Rcode != dns.RcodeSuccess && answer.Rcode != dns.RcodeNameError {
+		return nil, errors.New(rcodeName(answer.Rcode))
+	}
+	return answer, nil
+}
+
+// roundTrip sends m and waits for what answers it.
+func (st *station) roundTrip(ctx context.Context, proto policy.Proto, resolver netip.AddrPort, m *dns.Msg) (*dns.Msg, error) {
+	if !st.server.authority.Genuine(st.ns.Cookie(), proto, resolver) {
+		return nil, errImpostor
+	}
+	conn, err := st.dial(ctx, proto, resolver)
+	if err != nil {
+		return nil, plain(err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	co := dns.Conn{Conn: conn, UDPSize: maxSize}
+	if err := co.WriteMsg(m); err != nil {
+		return nil, plain(err)
+	}
+	for {
+		answer, err := co.ReadMsg()
+		switch {
+		case answer == nil: // the socket's error
+			return nil, plain(err)
+		case !answers(answer, m) && proto == policy.UDP:
+			continue // of somebody who hoped to be faster
+		case !answers(answer, m):
+			return nil, errors.New("an answer to another question")
+		case err != nil:
+			return nil, errors.New("an answer that cannot be read")
+		case !st.server.authority.Genuine(st.ns.Cookie(), proto, resolver):
+			return nil, errImpostor
+		}
+		return answer, nil
+	}
+}
+
+// answers reports whether a is an answer to m: the socket is connected, so that it
+// came from whom it was sent to.
+func answers(a, m *dns.Msg) bool {
+	if a.Id != m.Id || !a.Response || a.Opcode != dns.OpcodeQuery {
+		return false
+	}
+	if len(a.Question) == 0 && a.Rcode == dns.RcodeFormatError {
+		return true // who cannot read a question does not repeat it
+	}
+	want := m.Question[0]
+	return len(a.Question) == 1 && a.Question[0].Qtype == want.Qtype && a.Question[0].Qclass == want.Qclass &&
+		strings.EqualFold(a.Question[0].Name, want.Name)
+}
+
+// dial opens a socket to a resolver in the station's namespace, outside of any guard. The
+// kernel chooses the port.
+func (st *station) dial(ctx context.Context, proto policy.Proto, resolver netip.AddrPort) (conn net.Conn, err error) {
+	var d net.Dialer
+	err = st.ns.Do(func() error {
+		conn, err = d.DialContext(ctx, proto.String(), resolver.String())
+		return err
+	})
+	return conn, err
+}
+
+// plain is what an error of the network comes to, without the addresses of sockets.
+func plain(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		if op.Timeout() {
+			return errors.New("no answer in time")
+		}
+		return op.Err
+	}
+	return err
+}
+
+func rcodeName(rcode int) string {
+	if s, ok := dns.RcodeToString[rcode]; ok {
+		return s
+	}
+	return fmt.Sprintf("RCODE%d", rcode)
+}
