@@ -18,6 +18,7 @@
 #include "record.h"
 #include "packet.h"
 #include "socket.h"
+#include "redirect.h"
 #include "hooks.h"
 #include "egress.h"
 #include "ingress.h"

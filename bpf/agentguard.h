@@ -268,11 +268,18 @@ struct memo {
 	__u32 count;		      /* of them, above MAX_ASKED if not all are known */
 	__u16 accepted;		      /* the peer began */
 	__u16 rewritten;	      /* GUARD_REWRITTEN: connect notes its destination too */
-	struct asker via;	      /* to.proto: its last destination was turned to a station */
-	__u64 held;		      /* since when its first payload waits to be complete */
-	__u8 shown;		      /* its first payload showed an allowed name */
-	__u8 refused;		      /* enum reason: it did not, and is to be destroyed */
-	__u8 pad[6];
+	struct asker via; /* to.proto: a destination of its own was turned to a station */
+};
+
+/* What a TCP socket's first payload says, where it has to be a ClientHello.
+ * The socket's own memory, because packets of others can come in between. */
+struct greeting {
+	__u64 held;	  /* since when it waits to be complete */
+	struct name name; /* the last one that it named, as a key of `names` */
+	__u32 length;	  /* of the text, without its zero byte */
+	__u8 shown;	  /* it named what a rule allows */
+	__u8 refused;	  /* enum reason: it did not, and the socket is to be destroyed */
+	__u8 pad[2];
 };
 
 struct event {
@@ -298,7 +305,7 @@ struct event {
 struct named_event {
 	struct event event;
 	__u32 length;
-	char name[MAX_NAME]; /* lower case; not terminated */
+	char name[MAX_NAME]; /* lower case and from its end, as in `names` */
 	__u32 pad;
 };
 

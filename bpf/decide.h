@@ -5,9 +5,14 @@
 
 struct decision {
 	__u32 rule;
+	__u32 flags; /* enum permit_flag of what allows it */
 	__u8 reason;
-	__u8 allow; /* not bool: its 0 or 1 is a promise that the verifier cannot see */
+	__u8 allow;	/* not bool: its 0 or 1 is a promise that the verifier cannot see */
+	__u8 begins;	/* asked of a flow that is new */
+	__u8 unchecked; /* asked for what allows it whatever its payload */
 };
+
+#define PERMIT_CHECKS (PERMIT_TLS | PERMIT_HTTP)
 
 static __always_inline void stat_add(__u32 which)
 {
@@ -94,7 +99,32 @@ static __always_inline void resolve_any(__u32 addr[4])
 		addr[3] = bpf_htonl(1);
 }
 
-static __always_inline bool permitted(const struct permit *permit, struct decision *d)
+#define USED_STEP 1000000000ULL /* ns between two writes of `used` */
+
+/* The part of permitted() that address rules are spared. */
+__noinline int name_permits(struct permit *permit, __u32 port, struct decision *d)
+{
+	__u64 now;
+
+	if (!permit || !d)
+		return false;
+	if (d->unchecked && permit->flags & PERMIT_CHECKS)
+		return false;
+	if (!(permit->flags & PERMIT_LEARNED))
+		return true;
+	if (permit->high && (port < permit->low || port > permit->high))
+		return false;
+	if (d->begins && has_passed(permit->expires)) {
+		d->reason = REASON_STALE;
+		return false;
+	}
+	now = recently();
+	if (now > permit->used + USED_STEP)
+		permit->used = now;
+	return true;
+}
+
+static __always_inline bool permitted(struct permit *permit, __u32 port, struct decision *d)
 {
 	if (!permit)
 		return false;
@@ -102,11 +132,10 @@ static __always_inline bool permitted(const struct permit *permit, struct decisi
 		d->reason = REASON_RULE_EXPIRED;
 		return false;
 	}
-	if (permit->flags & PERMIT_LEARNED && passed(permit->expires)) {
-		d->reason = REASON_STALE;
+	if (permit->flags && !name_permits(permit, port, d))
 		return false;
-	}
 	d->rule = permit->rule;
+	d->flags = permit->flags;
 	return true;
 }
 
@@ -137,13 +166,14 @@ __noinline int in_prefixes(__u32 owner, const struct flow *flow, struct decision
 			continue;
 		}
 		d->rule = r->rule;
+		d->flags = 0;
 		return true;
 	}
 	return false;
 }
 
-/* What is asked after the policy's exact addresses: the task's own grants and
- * the prefixes of both. */
+/* What is asked after the policy's exact addresses: the task's own grants,
+ * names with many ports, and the prefixes of both. */
 __noinline int find_further(__u32 policy, __u32 number, __u32 flags, const struct flow *flow,
 			    struct decision *d)
 {
@@ -152,14 +182,34 @@ __noinline int find_further(__u32 policy, __u32 number, __u32 flags, const struc
 	if (!flow || !d)
 		return false;
 	key.flow = *flow;
-	if (flags & TASK_GRANTS && permitted(bpf_map_lookup_elem(&hosts, &key), d))
+	if (flags & TASK_GRANTS && permitted(bpf_map_lookup_elem(&hosts, &key), flow->port, d))
 		return true;
+	if (flags & TASK_WIDE_NAMES) {
+		key.flow.port = 0;
+		if (flags & TASK_GRANTS &&
+		    permitted(bpf_map_lookup_elem(&hosts, &key), flow->port, d))
+			return true;
+		key.owner = policy;
+		if (permitted(bpf_map_lookup_elem(&hosts, &key), flow->port, d))
+			return true;
+	}
 	if (flags & TASK_POLICY_PREFIXES && in_prefixes(policy, flow, d))
 		return true;
 	return flags & TASK_GRANT_PREFIXES && in_prefixes(number, flow, d);
 }
 
-#define FURTHER (TASK_GRANTS | TASK_POLICY_PREFIXES | TASK_GRANT_PREFIXES)
+#define FURTHER (TASK_GRANTS | TASK_WIDE_NAMES | TASK_POLICY_PREFIXES | TASK_GRANT_PREFIXES)
+
+#define DNS_PORT 53
+
+/* With names in its rules, a task asks the guard's resolver and no other,
+ * whatever its rules say of addresses. */
+static __always_inline bool asks_dns(const struct task *task, const struct flow *flow)
+{
+	return flow->port == DNS_PORT && task->flags & TASK_NAMES &&
+	       flow->direction == DIRECTION_EGRESS &&
+	       (flow->proto == IPPROTO_UDP || flow->proto == IPPROTO_TCP);
+}
 
 /* There are only allowing rules, so the first that holds decides. */
 static __always_inline bool find_rule(const struct task *task, const struct flow *flow,
@@ -167,13 +217,48 @@ static __always_inline bool find_rule(const struct task *task, const struct flow
 {
 	struct host key = {.owner = task->policy, .flow = *flow};
 
-	if (!permitted(bpf_map_lookup_elem(&hosts, &key), d) &&
+	if (asks_dns(task, flow)) {
+		d->reason = REASON_RESOLVER;
+		return false;
+	}
+	if (!permitted(bpf_map_lookup_elem(&hosts, &key), flow->port, d) &&
 	    !(task->flags & FURTHER &&
 	      find_further(task->policy, task->number, task->flags, flow, d)))
 		return false;
 	d->reason = REASON_RULE;
 	d->allow = true;
 	return true;
+}
+
+/* Of a flow that a name allows if its payload agrees: whether something else
+ * allows it as it is, which then is the decision. */
+__noinline int find_unchecked(const struct task *task, const struct flow *flow, struct decision *d)
+{
+	struct decision other = {.unchecked = true};
+
+	if (!task || !flow || !d)
+		return false;
+	other.begins = d->begins;
+	if (!find_rule(task, flow, &other))
+		return false;
+	*d = other;
+	return true;
+}
+
+/* Whether the datagrams that no rule allows are QUIC, to where a name allows
+ * TLS over TCP: the name in them cannot be read. */
+__noinline int is_quic(const struct task *task, const struct flow *flow)
+{
+	struct decision d = {};
+	struct flow tcp;
+
+	if (!task || !flow)
+		return false;
+	if (flow->proto != IPPROTO_UDP || flow->port != 443 || !(task->flags & TASK_NAMES))
+		return false;
+	tcp = *flow;
+	tcp.proto = IPPROTO_TCP;
+	return find_rule(task, &tcp, &d) && d.flags & PERMIT_TLS;
 }
 
 /* Whether the task may act at all; fills the reason if not. */
@@ -195,13 +280,4 @@ static __always_inline bool lets_through(const struct task *task, const struct d
 {
 	return !d->allow && task && task->mode == MODE_AUDIT && d->reason != REASON_ENDED &&
 	       d->reason != REASON_EXPIRED;
-}
-
-static __always_inline void judge(const struct task *task, const struct flow *flow,
-				  struct decision *d)
-{
-	if (!is_live(task, d))
-		return;
-	d->reason = REASON_NO_RULE; /* deny unless a rule is found */
-	find_rule(task, flow, d);
 }

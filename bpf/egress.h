@@ -117,9 +117,10 @@ static __always_inline bool all_permitted(const struct memo *memo, const struct 
 
 /* The packet carries another address than was asked for: the host's own NAT
  * has put a backend's there, or a load balancer above has. Where the operator,
- * not the task, rules the namespace, what was asked for counts. */
-static __noinline void judge_asked(struct __sk_buff *skb, const struct task *task,
-				   const struct packet *p, struct decision *d)
+ * not the task, rules the namespace, what was asked for counts, and is from
+ * then on where the packet goes. */
+static __noinline void judge_asked(struct __sk_buff *skb, const struct task *task, struct packet *p,
+				   struct decision *d)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct decision other = {};
@@ -151,19 +152,24 @@ static __noinline void judge_asked(struct __sk_buff *skb, const struct task *tas
 	}
 	memo = bpf_sk_storage_get(&memos, sk, 0, 0);
 	if (memo && memo->rewritten) {
-		if (all_permitted(memo, task, &other))
-			*d = other;
-	} else if (p->to.proto == IPPROTO_TCP && find_rule(task, &flow, &other)) {
-		*d = other;
+		if (!all_permitted(memo, task, &other))
+			return;
+		flow = memo->asked[0];
+	} else if (p->to.proto != IPPROTO_TCP || !find_rule(task, &flow, &other)) {
+		return;
 	}
+	*d = other;
+	p->to = flow;
 }
 
 /* Of a packet that no rule names. */
 static __always_inline void judge_further(struct __sk_buff *skb, struct bpf_sock *sk,
-					  const struct task *task, const struct packet *p,
+					  const struct task *task, struct packet *p,
 					  const struct guard *guard, __u64 cgroup,
 					  struct decision *d)
 {
+	if (d->reason == REASON_RESOLVER)
+		return; /* deny, whoever it is that listens */
 	if (skb->ifindex == LOOPBACK_IFINDEX) {
 		judge_loopback(skb, sk, task, p, guard, cgroup, d);
 	} else if (is_inbound(sk, p)) {
@@ -174,6 +180,24 @@ static __always_inline void judge_further(struct __sk_buff *skb, struct bpf_sock
 	}
 	if (!d->allow)
 		judge_asked(skb, task, p, d);
+	if (d->reason == REASON_NO_RULE && is_quic(task, &p->to))
+		d->reason = REASON_QUIC;
+}
+
+/* TCP and UDP begin where a hook in front of packets judges them, and TCP
+ * with a SYN once more, because a deferred one comes late. */
+static __always_inline bool begins(struct bpf_sock *socket, const struct packet *p)
+{
+	struct bpf_sock *sk;
+	struct memo *memo;
+
+	if (p->to.proto == IPPROTO_TCP)
+		return p->tcp_syn;
+	if (p->to.proto == IPPROTO_UDP)
+		return false;
+	sk = bpf_sk_fullsock(socket);
+	memo = sk ? bpf_sk_storage_get(&memos, sk, 0, 0) : NULL;
+	return !memo || !is_noted(memo, &p->to);
 }
 
 /* Whether nothing has been said yet of where the packet goes. */
@@ -230,6 +254,7 @@ int ag_egress(struct __sk_buff *skb)
 	scene.cgroup = ancestor_id(cgroup_of(raw), guard->level);
 	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);
 	malformed = parse(skb, &p);
+	d.begins = begins(socket, &p);
 
 	/* The order of judgement that ARCHITECTURE.md lists. */
 	if (!is_live(task, &d)) {
@@ -242,6 +267,13 @@ int ag_egress(struct __sk_buff *skb)
 		/* Bound to a device, a packet for 127.0.0.1 leaves the machine: a
 		 * rule for a loopback address means this machine's. */
 		d.reason = REASON_NO_RULE;
+	} else if (skb->ifindex == LOOPBACK_IFINDEX && p.to.port < STATION_PORTS &&
+		   is_station_address(p.to.addr) && judge_station(skb, task, &p, &d)) {
+		if (d.allow) {
+			if (d.rule)
+				count_packet(task, d.rule, skb->len);
+			return ALLOW; /* the resolver and the relay make the records */
+		}
 	} else if (find_rule(task, &p.to, &d)) {
 		count_packet(task, d.rule, skb->len);
 		if (is_on_record(socket, raw, &p))

@@ -84,6 +84,16 @@ type GuardFlow struct {
 	Direction uint8
 }
 
+type GuardGreeting struct {
+	_       structs.HostLayout
+	Held    uint64
+	Name    GuardName
+	Length  uint32
+	Shown   uint8
+	Refused uint8
+	Pad     [2]uint8
+}
+
 type GuardGuard struct {
 	_     structs.HostLayout
 	Level uint32
@@ -141,10 +151,6 @@ type GuardMemo struct {
 	Accepted  uint16
 	Rewritten uint16
 	Via       GuardAsker
-	Held      uint64
-	Shown     uint8
-	Refused   uint8
-	Pad       [6]uint8
 }
 
 type GuardMode uint32
@@ -361,6 +367,7 @@ const (
 	GuardMapAskers             = "askers"
 	GuardMapCounters           = "counters"
 	GuardMapEvents             = "events"
+	GuardMapGreetings          = "greetings"
 	GuardMapGuards             = "guards"
 	GuardMapHosts              = "hosts"
 	GuardMapLearned            = "learned"
@@ -376,9 +383,13 @@ const (
 	GuardProgAgConnect4        = "ag_connect4"
 	GuardProgAgConnect6        = "ag_connect6"
 	GuardProgAgEgress          = "ag_egress"
+	GuardProgAgGetpeername4    = "ag_getpeername4"
+	GuardProgAgGetpeername6    = "ag_getpeername6"
 	GuardProgAgIngress         = "ag_ingress"
 	GuardProgAgIterTcp         = "ag_iter_tcp"
 	GuardProgAgIterUdp         = "ag_iter_udp"
+	GuardProgAgRecvmsg4        = "ag_recvmsg4"
+	GuardProgAgRecvmsg6        = "ag_recvmsg6"
 	GuardProgAgSendmsg4        = "ag_sendmsg4"
 	GuardProgAgSendmsg6        = "ag_sendmsg6"
 	GuardProgAgSetsockopt      = "ag_setsockopt"
@@ -435,17 +446,21 @@ type GuardSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GuardProgramSpecs struct {
-	AgConnect4   *ebpf.ProgramSpec `ebpf:"ag_connect4"`
-	AgConnect6   *ebpf.ProgramSpec `ebpf:"ag_connect6"`
-	AgEgress     *ebpf.ProgramSpec `ebpf:"ag_egress"`
-	AgIngress    *ebpf.ProgramSpec `ebpf:"ag_ingress"`
-	AgIterTcp    *ebpf.ProgramSpec `ebpf:"ag_iter_tcp"`
-	AgIterUdp    *ebpf.ProgramSpec `ebpf:"ag_iter_udp"`
-	AgSendmsg4   *ebpf.ProgramSpec `ebpf:"ag_sendmsg4"`
-	AgSendmsg6   *ebpf.ProgramSpec `ebpf:"ag_sendmsg6"`
-	AgSetsockopt *ebpf.ProgramSpec `ebpf:"ag_setsockopt"`
-	AgSockCreate *ebpf.ProgramSpec `ebpf:"ag_sock_create"`
-	AgSockOps    *ebpf.ProgramSpec `ebpf:"ag_sock_ops"`
+	AgConnect4     *ebpf.ProgramSpec `ebpf:"ag_connect4"`
+	AgConnect6     *ebpf.ProgramSpec `ebpf:"ag_connect6"`
+	AgEgress       *ebpf.ProgramSpec `ebpf:"ag_egress"`
+	AgGetpeername4 *ebpf.ProgramSpec `ebpf:"ag_getpeername4"`
+	AgGetpeername6 *ebpf.ProgramSpec `ebpf:"ag_getpeername6"`
+	AgIngress      *ebpf.ProgramSpec `ebpf:"ag_ingress"`
+	AgIterTcp      *ebpf.ProgramSpec `ebpf:"ag_iter_tcp"`
+	AgIterUdp      *ebpf.ProgramSpec `ebpf:"ag_iter_udp"`
+	AgRecvmsg4     *ebpf.ProgramSpec `ebpf:"ag_recvmsg4"`
+	AgRecvmsg6     *ebpf.ProgramSpec `ebpf:"ag_recvmsg6"`
+	AgSendmsg4     *ebpf.ProgramSpec `ebpf:"ag_sendmsg4"`
+	AgSendmsg6     *ebpf.ProgramSpec `ebpf:"ag_sendmsg6"`
+	AgSetsockopt   *ebpf.ProgramSpec `ebpf:"ag_setsockopt"`
+	AgSockCreate   *ebpf.ProgramSpec `ebpf:"ag_sock_create"`
+	AgSockOps      *ebpf.ProgramSpec `ebpf:"ag_sock_ops"`
 }
 
 // GuardMapSpecs contains maps before they are loaded into the kernel.
@@ -455,6 +470,7 @@ type GuardMapSpecs struct {
 	Askers     *ebpf.MapSpec `ebpf:"askers"`
 	Counters   *ebpf.MapSpec `ebpf:"counters"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
+	Greetings  *ebpf.MapSpec `ebpf:"greetings"`
 	Guards     *ebpf.MapSpec `ebpf:"guards"`
 	Hosts      *ebpf.MapSpec `ebpf:"hosts"`
 	Learned    *ebpf.MapSpec `ebpf:"learned"`
@@ -505,6 +521,7 @@ type GuardMaps struct {
 	Askers     *ebpf.Map `ebpf:"askers"`
 	Counters   *ebpf.Map `ebpf:"counters"`
 	Events     *ebpf.Map `ebpf:"events"`
+	Greetings  *ebpf.Map `ebpf:"greetings"`
 	Guards     *ebpf.Map `ebpf:"guards"`
 	Hosts      *ebpf.Map `ebpf:"hosts"`
 	Learned    *ebpf.Map `ebpf:"learned"`
@@ -524,6 +541,7 @@ func (m *GuardMaps) Close() error {
 		m.Askers,
 		m.Counters,
 		m.Events,
+		m.Greetings,
 		m.Guards,
 		m.Hosts,
 		m.Learned,
@@ -556,17 +574,21 @@ type GuardVariables struct {
 //
 // It can be passed to LoadGuardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GuardPrograms struct {
-	AgConnect4   *ebpf.Program `ebpf:"ag_connect4"`
-	AgConnect6   *ebpf.Program `ebpf:"ag_connect6"`
-	AgEgress     *ebpf.Program `ebpf:"ag_egress"`
-	AgIngress    *ebpf.Program `ebpf:"ag_ingress"`
-	AgIterTcp    *ebpf.Program `ebpf:"ag_iter_tcp"`
-	AgIterUdp    *ebpf.Program `ebpf:"ag_iter_udp"`
-	AgSendmsg4   *ebpf.Program `ebpf:"ag_sendmsg4"`
-	AgSendmsg6   *ebpf.Program `ebpf:"ag_sendmsg6"`
-	AgSetsockopt *ebpf.Program `ebpf:"ag_setsockopt"`
-	AgSockCreate *ebpf.Program `ebpf:"ag_sock_create"`
-	AgSockOps    *ebpf.Program `ebpf:"ag_sock_ops"`
+	AgConnect4     *ebpf.Program `ebpf:"ag_connect4"`
+	AgConnect6     *ebpf.Program `ebpf:"ag_connect6"`
+	AgEgress       *ebpf.Program `ebpf:"ag_egress"`
+	AgGetpeername4 *ebpf.Program `ebpf:"ag_getpeername4"`
+	AgGetpeername6 *ebpf.Program `ebpf:"ag_getpeername6"`
+	AgIngress      *ebpf.Program `ebpf:"ag_ingress"`
+	AgIterTcp      *ebpf.Program `ebpf:"ag_iter_tcp"`
+	AgIterUdp      *ebpf.Program `ebpf:"ag_iter_udp"`
+	AgRecvmsg4     *ebpf.Program `ebpf:"ag_recvmsg4"`
+	AgRecvmsg6     *ebpf.Program `ebpf:"ag_recvmsg6"`
+	AgSendmsg4     *ebpf.Program `ebpf:"ag_sendmsg4"`
+	AgSendmsg6     *ebpf.Program `ebpf:"ag_sendmsg6"`
+	AgSetsockopt   *ebpf.Program `ebpf:"ag_setsockopt"`
+	AgSockCreate   *ebpf.Program `ebpf:"ag_sock_create"`
+	AgSockOps      *ebpf.Program `ebpf:"ag_sock_ops"`
 }
 
 func (p *GuardPrograms) Close() error {
@@ -574,9 +596,13 @@ func (p *GuardPrograms) Close() error {
 		p.AgConnect4,
 		p.AgConnect6,
 		p.AgEgress,
+		p.AgGetpeername4,
+		p.AgGetpeername6,
 		p.AgIngress,
 		p.AgIterTcp,
 		p.AgIterUdp,
+		p.AgRecvmsg4,
+		p.AgRecvmsg6,
 		p.AgSendmsg4,
 		p.AgSendmsg6,
 		p.AgSetsockopt,

@@ -3,9 +3,8 @@
  * know the process. In all of them 1 allows and 0 is EPERM. */
 #pragma once
 
-enum { DENY = 0, ALLOW = 1 };
-
 #define EPROTONOSUPPORT 93
+#define ECONNREFUSED 111
 
 static __always_inline bool is_multipath(__u32 protocol)
 {
@@ -128,12 +127,45 @@ static __always_inline bool remember(struct bpf_sock_addr *ctx, const struct gua
 	return note(memo, flow) || connects;
 }
 
+/* Fills the decision of a live task; station is the guard's port that the
+ * flow is to be turned to, or 0. */
+static __always_inline void judge_action(struct bpf_sock_addr *ctx, struct flow *flow,
+					 const struct task *task, const struct guard *guard,
+					 const struct scene *scene, struct decision *d,
+					 __u16 *station)
+{
+	if (asks_dns(task, flow)) {
+		d->reason = REASON_RESOLVER; /* deny unless one is there to be asked */
+		*station = turn(ctx, task, flow, scene, false);
+		d->allow = *station != 0;
+		return;
+	}
+	d->reason = REASON_NO_RULE; /* deny unless a rule is found */
+	if (find_rule(task, flow, d)) {
+		if (scene->hook != HOOK_CONNECT || !(d->flags & PERMIT_HTTP) ||
+		    find_unchecked(task, flow, d))
+			return;
+		*station = turn(ctx, task, flow, scene, true);
+		if (!*station) {
+			d->allow = false;
+			d->rule = RULE_NONE;
+			d->reason = REASON_HTTP;
+		}
+		return;
+	}
+	judge_answer(untyped(ctx->sk), task, flow, d);
+	if (!d->allow)
+		judge_local(ctx, task, flow, guard, scene->cgroup, scene->netns, d);
+	if (d->reason == REASON_NO_RULE && is_quic(task, flow))
+		d->reason = REASON_QUIC;
+}
+
 static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow *flow,
-					  const __u8 hook)
+					  const __u8 hook, __u16 *station)
 {
 	struct guard *guard = bpf_get_local_storage(&guards, 0);
 	struct sock *sk = untyped(ctx->sk);
-	struct decision d = {};
+	struct decision d = {.begins = true};
 	struct scene scene = {.hook = hook};
 	struct task *task;
 
@@ -153,15 +185,13 @@ static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow
 	}
 
 	scene.cgroup = ancestor_id(cgroup_of(sk), guard->level);
-	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);
-	judge(task, flow, &d);
 	scene.netns = netns_of(sk);
-	if (!d.allow && task && (d.reason == REASON_NO_RULE || d.reason == REASON_RULE_EXPIRED)) {
-		judge_answer(sk, task, flow, &d);
-		if (!d.allow)
-			judge_local(ctx, task, flow, guard, scene.cgroup, scene.netns, &d);
-	}
+	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);
+	if (is_live(task, &d))
+		judge_action(ctx, flow, task, guard, &scene, &d, station);
 
+	if (*station && d.reason == REASON_RESOLVER)
+		return ALLOW; /* which makes the record */
 	if ((d.allow || lets_through(task, &d)) && !remember(ctx, guard, flow, hook, &d))
 		return ALLOW; /* a further datagram of a flow on record */
 	if (d.reason == REASON_REPLY) {
@@ -171,26 +201,40 @@ static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow
 	scene.cookie = bpf_get_socket_cookie(ctx);
 	count_decision(task, &d);
 	report_action(task, flow, &d, &scene);
-	return d.allow || lets_through(task, &d) ? ALLOW : DENY;
+	if (d.allow || lets_through(task, &d))
+		return ALLOW;
+	if (d.reason == REASON_RESOLVER || d.reason == REASON_HTTP)
+		bpf_set_retval(-ECONNREFUSED); /* programs give up on it at once */
+	return DENY;
 }
 
 static __always_inline int decide_ipv4(struct bpf_sock_addr *ctx, __u8 hook)
 {
 	struct flow flow = {.port = bpf_ntohs(ctx->user_port)};
+	__u16 station = 0;
+	int verdict;
 
 	map_ipv4(flow.addr, ctx->user_ip4);
-	return decide_address(ctx, &flow, hook);
+	verdict = decide_address(ctx, &flow, hook, &station);
+	if (station)
+		to_station4(ctx, station);
+	return verdict;
 }
 
 static __always_inline int decide_ipv6(struct bpf_sock_addr *ctx, __u8 hook)
 {
 	struct flow flow = {.port = bpf_ntohs(ctx->user_port)};
+	__u16 station = 0;
+	int verdict;
 
 	flow.addr[0] = ctx->user_ip6[0];
 	flow.addr[1] = ctx->user_ip6[1];
 	flow.addr[2] = ctx->user_ip6[2];
 	flow.addr[3] = ctx->user_ip6[3];
-	return decide_address(ctx, &flow, hook);
+	verdict = decide_address(ctx, &flow, hook, &station);
+	if (station)
+		to_station6(ctx, station);
+	return verdict;
 }
 
 SEC("cgroup/connect4")
@@ -401,18 +445,20 @@ int ag_setsockopt(struct bpf_sockopt *ctx)
 SEC("sockops")
 int ag_sock_ops(struct bpf_sock_ops *ctx)
 {
+	struct bpf_sock *sk = ctx->sk;
 	struct memo *memo;
 
-	if (!ctx->sk)
+	if (!sk)
 		return ALLOW;
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		memo = bpf_sk_storage_get(&memos, ctx->sk, 0, 0);
+		memo = bpf_sk_storage_get(&memos, sk, 0, 0);
 		if (memo)
 			memo->accepted = 0;
+		bpf_sk_storage_delete(&greetings, sk); /* a new flow shows its name itself */
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		memo = bpf_sk_storage_get(&memos, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		memo = bpf_sk_storage_get(&memos, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (memo)
 			memo->accepted = 1;
 		break;

@@ -135,6 +135,12 @@ enum {
 	ETH_P_IPV6 = 0x86dd,
 };
 
+/* What the programs in front of an action or a packet return. */
+enum {
+	DENY = 0,
+	ALLOW = 1,
+};
+
 /* The low bits of sk_buff._nfct, include/uapi/linux/netfilter/nf_conntrack_common.h. */
 enum {
 	CONNTRACK_KIND = 7,

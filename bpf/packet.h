@@ -17,8 +17,8 @@ struct packet {
 	struct flow to;
 	__u32 from[4];
 	__u16 from_port;
-	__u16 pad;     /* 6.1 passes no uninitialised byte to a function */
-	__u32 payload; /* TCP payload bytes */
+	__u16 payload_at; /* where TCP's payload begins */
+	__u32 payload;	  /* its length */
 	bool tcp_syn;
 	bool tcp_ack;
 	bool tcp_reset;
@@ -181,7 +181,8 @@ __noinline int parse(struct __sk_buff *skb, struct packet *p)
 		p->tcp_syn = tcp->syn;
 		p->tcp_ack = tcp->ack;
 		p->tcp_reset = tcp->rst;
-		p->payload = skb->len - (offset & MAX_OFFSET) - tcp->doff * 4;
+		p->payload_at = (offset & MAX_OFFSET) + tcp->doff * 4;
+		p->payload = skb->len - p->payload_at;
 	}
 	return REASON_NONE;
 }

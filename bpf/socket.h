@@ -43,26 +43,33 @@ static __always_inline struct bpf_sock *look_up(void *ctx, __u8 proto, struct bp
 	return bpf_sk_lookup_udp(ctx, tuple, sizeof(tuple->ipv6), BPF_F_CURRENT_NETNS, 0);
 }
 
-/* ctx is a sock_addr or an skb context. With a full tuple the answer is exact;
- * without a source port it is good for an errno only, because a reuseport
- * group chooses by source. */
+/* The socket that answers. ctx is a sock_addr or an skb context. With a full
+ * tuple it is exact; without a source port it is good for an errno only,
+ * because a reuseport group chooses by source. Changes the tuple. */
+static __always_inline struct bpf_sock *find_receiver(void *ctx, __u8 proto,
+						      struct bpf_sock_tuple *tuple, __u32 length)
+{
+	struct bpf_sock *sk = look_up(ctx, proto, tuple, length);
+
+	if (sk || proto != IPPROTO_TCP)
+		return sk;
+	/* A connection in TIME_WAIT is no answer; behind it is the listener. */
+	if (length == sizeof(tuple->ipv4)) {
+		tuple->ipv4.saddr = 0;
+		tuple->ipv4.sport = 0;
+	} else {
+		__builtin_memset(tuple->ipv6.saddr, 0, sizeof(tuple->ipv6.saddr));
+		tuple->ipv6.sport = 0;
+	}
+	return look_up(ctx, proto, tuple, length);
+}
+
 static __always_inline enum owner receiver(void *ctx, __u8 proto, struct bpf_sock_tuple *tuple,
 					   __u32 length, __u32 level, __u64 cgroup)
 {
-	struct bpf_sock *sk = look_up(ctx, proto, tuple, length);
+	struct bpf_sock *sk = find_receiver(ctx, proto, tuple, length);
 	enum owner owner;
 
-	if (!sk && proto == IPPROTO_TCP) {
-		/* A connection in TIME_WAIT is no answer; behind it is the listener. */
-		if (length == sizeof(tuple->ipv4)) {
-			tuple->ipv4.saddr = 0;
-			tuple->ipv4.sport = 0;
-		} else {
-			__builtin_memset(tuple->ipv6.saddr, 0, sizeof(tuple->ipv6.saddr));
-			tuple->ipv6.sport = 0;
-		}
-		sk = look_up(ctx, proto, tuple, length);
-	}
 	if (!sk)
 		return OWNER_NOBODY;
 	owner = ancestor_id(cgroup_of(untyped(sk)), level) == cgroup ? OWNER_TASK : OWNER_OTHER;

@@ -51,6 +51,18 @@ static __always_inline __u8 cut_local(const struct task *task, struct sock *sk,
 	return REASON_NOT_OWN;
 }
 
+static __always_inline bool at_station(const struct memo *memo, const struct flow *flow,
+				       __u64 netns)
+{
+	struct station *station;
+
+	if (!memo || !memo->via.to.proto)
+		return false;
+	station = bpf_map_lookup_elem(&stations, &netns);
+	return station &&
+	       is_station(station, flow->addr, flow->port, memo->via.to.port != DNS_PORT);
+}
+
 /* Why the socket has to go, or REASON_NONE. */
 static __always_inline __u8 cut_reason(const struct task *task, struct sock *sk, struct memo *memo,
 				       __u8 proto)
@@ -65,8 +77,15 @@ static __always_inline __u8 cut_reason(const struct task *task, struct sock *sk,
 		return REASON_NONE;
 	if (!socket_destination(sk, proto, &flow))
 		return REASON_NONE; /* listening or unconnected: nothing to cut */
+	if (at_station(memo, &flow, key.netns)) {
+		flow = memo->via.to; /* in force as long as that may be reached */
+		if (asks_dns(task, &flow))
+			return REASON_NONE;
+	}
 	if (find_rule(task, &flow, &d))
 		return REASON_NONE;
+	if (d.reason == REASON_RESOLVER)
+		return d.reason;
 	if (memo && memo->rewritten && all_permitted(memo, task, &d))
 		return REASON_NONE; /* rewritten above; egress judges by the same */
 	__builtin_memcpy(key.addr, flow.addr, sizeof(key.addr));

@@ -41,6 +41,7 @@ type Event struct {
 	Reason    Reason
 	Mode      policy.Mode
 	Detail    uint32 // sock_create: type<<16 | protocol; setsockopt: level<<16 | option
+	Name      string // that a ClientHello gave, as it was read: not checked to be a host name
 }
 
 // pollInterval bounds how long a record that woke nobody waits to be read.
@@ -74,9 +75,10 @@ func (k *Kernel) Events(ctx context.Context, fn func(Event)) error {
 			if err != nil {
 				return fmt.Errorf("read events: %w", err)
 			}
-			event, err := decodeEvent(record.RawSample)
-			if err != nil {
-				return err
+			event, ok := decodeEvent(record.RawSample)
+			if !ok {
+				k.skipped.Add(1)
+				continue
 			}
 			fn(event)
 			k.flush.passed(event.Time)
@@ -166,14 +168,37 @@ func (k *Kernel) Flush(ctx context.Context) error {
 	}
 }
 
-const eventSize = int(unsafe.Sizeof(bpf.GuardEvent{}))
+// SkippedEvents counts the records that Events could not read.
+func (k *Kernel) SkippedEvents() uint64 { return k.skipped.Load() }
 
-func decodeEvent(sample []byte) (Event, error) {
-	if len(sample) < eventSize {
-		return Event{}, fmt.Errorf("read events: a record of %d bytes, want %d", len(sample), eventSize)
+const (
+	eventSize = int(unsafe.Sizeof(bpf.GuardEvent{}))
+	namedSize = int(unsafe.Sizeof(bpf.GuardNamedEvent{}))
+)
+
+// decodeEvent tells the kinds of records by their size; another one is of a
+// kind that this version does not know.
+func decodeEvent(sample []byte) (Event, bool) {
+	var raw bpf.GuardNamedEvent
+	if len(sample) != eventSize && len(sample) != namedSize {
+		return Event{}, false
 	}
-	var raw bpf.GuardEvent
-	copy(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), eventSize), sample)
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), namedSize), sample)
+	event := eventOf(&raw.Event)
+	event.Name = shownName(&raw)
+	return event, true
+}
+
+// shownName turns the name round: the kernel keeps it from its end.
+func shownName(raw *bpf.GuardNamedEvent) string {
+	name := make([]byte, min(int(raw.Length), len(raw.Name)))
+	for i := range name {
+		name[len(name)-1-i] = byte(raw.Name[i])
+	}
+	return string(name)
+}
+
+func eventOf(raw *bpf.GuardEvent) Event {
 	comm := unsafe.Slice((*byte)(unsafe.Pointer(&raw.Comm[0])), len(raw.Comm))
 	return Event{
 		Time:      raw.Time,
@@ -194,5 +219,5 @@ func decodeEvent(sample []byte) (Event, error) {
 		Reason:    Reason(raw.Reason),
 		Mode:      policy.Mode(raw.Mode),
 		Detail:    raw.Detail,
-	}, nil
+	}
 }

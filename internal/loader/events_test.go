@@ -3,8 +3,13 @@
 package loader
 
 import (
+	"bytes"
+	"encoding/binary"
 	"testing"
 	"time"
+	"unsafe"
+
+	"agentguard.dev/agentguard/bpf"
 )
 
 func FuzzDecodeEvent(f *testing.F) {
@@ -16,20 +21,33 @@ func FuzzDecodeEvent(f *testing.F) {
 		long[i] = 0xff
 	}
 	f.Add(long)
+	named := make([]byte, namedSize)
+	binary.NativeEndian.PutUint32(named[eventSize:], 5)
+	copy(named[eventSize+4:], "tset.a")
+	f.Add(named)
+	f.Add(bytes.Repeat([]byte{0xff}, namedSize))
 	f.Fuzz(func(t *testing.T, sample []byte) {
-		event, err := decodeEvent(sample)
-		if (err == nil) != (len(sample) >= eventSize) {
-			t.Fatalf("%d bytes: %v", len(sample), err)
-		}
-		if err != nil {
-			return
+		event, ok := decodeEvent(sample)
+		if ok != (len(sample) == eventSize || len(sample) == namedSize) {
+			t.Fatalf("%d bytes: %v", len(sample), ok)
 		}
 		// Whatever the bytes are, it can be shown.
 		_ = event.Verdict.String() + event.Hook.String() + event.Reason.String() + event.Addr.String() + event.Process
-		if len(event.Process) > 16 {
-			t.Fatalf("process %q", event.Process)
+		if len(event.Process) > 16 || len(event.Name) > len(sample) {
+			t.Fatalf("process %q, name %q", event.Process, event.Name)
 		}
 	})
+}
+
+func TestNameOfAnEvent(t *testing.T) {
+	raw := bpf.GuardNamedEvent{Length: 6}
+	for i, c := range "tset.a" {
+		raw.Name[i] = int8(c)
+	}
+	event, ok := decodeEvent(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), namedSize))
+	if !ok || event.Name != "a.test" {
+		t.Errorf("name %q, %v", event.Name, ok)
+	}
 }
 
 // A ring buffer that nobody reads loses events, counts them, and changes no

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 
@@ -31,6 +32,8 @@ type Sizes struct {
 	Tasks      uint32 `yaml:"tasks"`       // records of live tasks; 65,536
 	Hosts      uint32 `yaml:"hosts"`       // exact addresses with a port; 1,048,576
 	Prefixes   uint32 `yaml:"prefixes"`    // 262,144
+	Names      uint32 `yaml:"names"`       // 262,144
+	Learned    uint32 `yaml:"learned"`     // addresses of names; 524,288
 	Counters   uint32 `yaml:"counters"`    // pairs of task and rule; 524,288
 	LocalAddrs uint32 `yaml:"local_addrs"` // 16,384
 	Events     uint32 `yaml:"events"`      // bytes, a power of two; 4 MiB
@@ -48,6 +51,7 @@ type Kernel struct {
 	sweep   sync.Mutex // the iterators' settings are global variables
 	sweeper sweeper
 	flush   flush
+	skipped atomic.Uint64 // records of events that could not be read
 }
 
 // Open loads the kernel half. Where one is pinned it takes over its maps and
@@ -79,7 +83,7 @@ func Open(cfg Config) (*Kernel, error) {
 func (s Sizes) apply(spec *ebpf.CollectionSpec) {
 	for name, size := range map[string]uint32{
 		"tasks": s.Tasks, "hosts": s.Hosts, "prefixes": s.Prefixes,
-		"counters": s.Counters, "local_addrs": s.LocalAddrs, "events": s.Events,
+		"names": s.Names, "learned": s.Learned, "counters": s.Counters, "local_addrs": s.LocalAddrs, "events": s.Events,
 	} {
 		if size != 0 {
 			spec.Maps[name].MaxEntries = size

@@ -150,14 +150,19 @@ func (p pins) pinMaps(spec *ebpf.CollectionSpec, objs *bpf.GuardObjects, pinned 
 
 func byName(m *bpf.GuardMaps) map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
+		"askers":      m.Askers,
 		"counters":    m.Counters,
 		"events":      m.Events,
+		"greetings":   m.Greetings,
 		"guards":      m.Guards,
 		"hosts":       m.Hosts,
+		"learned":     m.Learned,
 		"local_addrs": m.LocalAddrs,
 		"memos":       m.Memos,
+		"names":       m.Names,
 		"namespaces":  m.Namespaces,
 		"prefixes":    m.Prefixes,
+		"stations":    m.Stations,
 		"stats":       m.Stats,
 		"tasks":       m.Tasks,
 	}

@@ -78,7 +78,7 @@ func probePrograms() []client.Check {
 	if err != nil {
 		return []client.Check{required("programs", err, "", "the binary is damaged: install it again")}
 	}
-	for name, size := range map[string]uint32{"tasks": 16, "hosts": 16, "prefixes": 16, "counters": 16, "events": uint32(os.Getpagesize())} {
+	for name, size := range map[string]uint32{"tasks": 16, "hosts": 16, "prefixes": 16, "names": 16, "learned": 16, "askers": 16, "counters": 16, "events": uint32(os.Getpagesize())} {
 		spec.Maps[name].MaxEntries = size
 	}
 	var objs bpf.GuardObjects

@@ -82,6 +82,16 @@ const (
 	ReasonFragment    = Reason(bpf.GuardReasonREASON_FRAGMENT)
 	ReasonMalformed   = Reason(bpf.GuardReasonREASON_MALFORMED)
 	ReasonMemory      = Reason(bpf.GuardReasonREASON_MEMORY)
+	ReasonStale       = Reason(bpf.GuardReasonREASON_STALE)
+	ReasonResolver    = Reason(bpf.GuardReasonREASON_RESOLVER)
+	ReasonQUIC        = Reason(bpf.GuardReasonREASON_QUIC)
+	ReasonNotTLS      = Reason(bpf.GuardReasonREASON_NOT_TLS)
+	ReasonNoSNI       = Reason(bpf.GuardReasonREASON_NO_SNI)
+	ReasonSNI         = Reason(bpf.GuardReasonREASON_SNI)
+	ReasonECH         = Reason(bpf.GuardReasonREASON_ECH)
+	ReasonHello       = Reason(bpf.GuardReasonREASON_HELLO)
+	ReasonShared      = Reason(bpf.GuardReasonREASON_SHARED)
+	ReasonHTTP        = Reason(bpf.GuardReasonREASON_HTTP)
 )
 
 // String returns the reason in words for people.
@@ -121,6 +131,26 @@ func (r Reason) String() string {
 		return "malformed packet"
 	case ReasonMemory:
 		return "no memory left at the socket"
+	case ReasonStale:
+		return "the address was learned for a name too long ago: resolve the name again"
+	case ReasonResolver:
+		return "DNS goes to agentguard's resolver, and none is ready here"
+	case ReasonQUIC:
+		return "QUIC hides the name: the rule allows TLS over TCP"
+	case ReasonNotTLS:
+		return "the flow does not begin with TLS"
+	case ReasonNoSNI:
+		return "TLS without a server name"
+	case ReasonSNI:
+		return "no rule allows this server name at this address"
+	case ReasonECH:
+		return "encrypted ClientHello: the server name cannot be known"
+	case ReasonHello:
+		return "ClientHello that cannot be read or is not complete in time"
+	case ReasonShared:
+		return "first payload in memory that can change after the check"
+	case ReasonHTTP:
+		return "plain HTTP goes through agentguard's relay, and none is ready here"
 	default:
 		return fmt.Sprintf("Reason(%d)", uint8(r))
 	}
