@@ -52,6 +52,9 @@ type Task struct {
 	// Which further look-ups can find something; without its flag an
 	// owner's entries are not asked.
 	PolicyPrefixes, Grants, GrantPrefixes bool
+
+	Names     bool // policy or grants name names: DNS goes to the guard's resolver
+	WideNames bool // some of them with more than 16 ports
 }
 
 // Tasks maps cgroup ids to the tasks that own the cgroups.
@@ -112,6 +115,8 @@ func (t *Task) flags() []flag {
 		{bpf.GuardTaskFlagTASK_POLICY_PREFIXES, &t.PolicyPrefixes},
 		{bpf.GuardTaskFlagTASK_GRANTS, &t.Grants},
 		{bpf.GuardTaskFlagTASK_GRANT_PREFIXES, &t.GrantPrefixes},
+		{bpf.GuardTaskFlagTASK_NAMES, &t.Names},
+		{bpf.GuardTaskFlagTASK_WIDE_NAMES, &t.WideNames},
 	}
 }
 
