@@ -12,8 +12,8 @@ import (
 const (
 	// MaxRanges is how many port ranges one entry of the kernel's trie holds.
 	MaxRanges = 32
-	// maxHostPorts is how many ports of one address are worth a hash entry each;
-	// an address with more goes to the trie.
+	// maxHostPorts is how many ports of one address are worth a hash entry each.
+	// An address with more goes to the trie, a name with more is wide.
 	maxHostPorts = 16
 )
 
@@ -31,9 +31,16 @@ type Input struct {
 // The kernel looks a flow up in Hosts first. On a miss, or when that entry is
 // dead, it takes the longest matching entry of Prefixes, that one only, and in
 // it the first live range that covers the flow.
+//
+// Named says what becomes entries beside Hosts as addresses are learned. The name
+// in a ClientHello is looked up in Names: the longest matching entry, that one
+// only, and in it the claims on its port.
 type Compiled struct {
-	Hosts    []Host
-	Prefixes []Prefix
+	Hosts     []Host
+	Prefixes  []Prefix
+	Named     []Named
+	Names     []NameEntry
+	WideNames bool // some of Named are wide
 }
 
 // HostKey is one key of the flat hash.
@@ -70,12 +77,21 @@ type Prefix struct {
 // Compile turns rules into map entries that allow what any of the rules, looked
 // at one by one, allows. An IPv6 prefix never covers IPv4 addresses, and only a
 // prefix within 127.0.0.0/8 or ::1 covers loopback ones. The error names the
-// prefix that needs more than MaxRanges ranges.
+// prefix that needs more than MaxRanges ranges, the name that needs more than
+// MaxClaims, or the destination that nothing could enforce.
 func Compile(in []Input) (Compiled, error) {
 	hosts := make(map[HostKey]Host)
 	ranges := make(map[netip.Prefix][]Range)
+	var named []Named
 	for _, rule := range in {
 		for _, d := range rule.Rule.To {
+			if err := rule.Rule.problem(d); err != nil {
+				return Compiled{}, err
+			}
+			if d.Name != "" {
+				named = append(named, newNamed(rule, d))
+				continue
+			}
 			if !d.Prefix.IsValid() {
 				return Compiled{}, fmt.Errorf("compile rule %d: a destination has no prefix", rule.ID)
 			}
@@ -91,7 +107,11 @@ func Compile(in []Input) (Compiled, error) {
 	if err != nil {
 		return Compiled{}, err
 	}
-	return Compiled{Hosts: sortedHosts(hosts), Prefixes: prefixes}, nil
+	c := Compiled{Hosts: sortedHosts(hosts), Prefixes: prefixes, Named: named}
+	if err := c.compileNames(); err != nil {
+		return Compiled{}, err
+	}
+	return c, nil
 }
 
 func countPorts(ports []Ports) int {

@@ -167,7 +167,7 @@ func TestCompile(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := Compiled{tt.hosts, tt.prefixes}
+			want := Compiled{Hosts: tt.hosts, Prefixes: tt.prefixes}
 			if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 				cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
@@ -482,7 +482,7 @@ func BenchmarkCompileHosts(b *testing.B) {
 	in := make([]Input, 100_000)
 	for i := range in {
 		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
-		in[i] = Input{Rule: Rule{To: []Destination{{TCP, p, []Ports{{443, 443}}}}}, ID: uint32(i)}
+		in[i] = Input{Rule: Rule{To: []Destination{{Proto: TCP, Prefix: p, Ports: []Ports{{443, 443}}}}}, ID: uint32(i)}
 	}
 	benchmarkCompile(b, in)
 }
@@ -491,7 +491,7 @@ func BenchmarkCompilePrefixes(b *testing.B) {
 	in := make([]Input, 10_000)
 	for i := range in {
 		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 6), byte(i << 2), 0}), 16+i%9).Masked()
-		in[i] = Input{Rule: Rule{To: []Destination{{TCP, p, []Ports{{uint16(i%4 + 1), uint16(i%4 + 1)}}}}}, ID: uint32(i % 7)}
+		in[i] = Input{Rule: Rule{To: []Destination{{Proto: TCP, Prefix: p, Ports: []Ports{{uint16(i%4 + 1), uint16(i%4 + 1)}}}}}, ID: uint32(i % 7)}
 	}
 	benchmarkCompile(b, in)
 }

@@ -149,7 +149,7 @@ func start(n ast.Node) *token.Position {
 // isLater reports whether key is a field of the policy format that this version
 // cannot enforce.
 func isLater(key string) bool {
-	return slices.Contains([]string{"approval", "dns", "names", "tls", "when"}, key)
+	return slices.Contains([]string{"approval", "when"}, key)
 }
 
 func keyOf(e *ast.MappingValueNode) (string, *token.Position) {

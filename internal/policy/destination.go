@@ -61,14 +61,15 @@ func (p Ports) String() string {
 	}
 }
 
-// Destination is where a rule points: addresses, protocol and ports.
+// Destination is where a rule points: addresses or a name, protocol and ports.
 //
 // ParseDestination returns the one form of each: Prefix is masked, an
 // IPv4-mapped prefix is an IPv4 one, Ports are sorted, disjoint and not
 // adjacent, and nil for ICMP.
 type Destination struct {
 	Proto  Proto
-	Prefix netip.Prefix
+	Prefix netip.Prefix // not valid beside a Name
+	Name   Name         // or ""
 	Ports  []Ports
 }
 
@@ -80,14 +81,7 @@ func (d Destination) String() string {
 		b.WriteString(d.Proto.String())
 		b.WriteString("://")
 	}
-	host := d.Prefix.String()
-	if d.Prefix.IsSingleIP() {
-		host = d.Prefix.Addr().String()
-	}
-	if d.Prefix.Addr().Is6() {
-		host = "[" + host + "]"
-	}
-	b.WriteString(host)
+	b.WriteString(d.host())
 	for i, p := range d.Ports {
 		if i == 0 {
 			b.WriteByte(':')
@@ -99,9 +93,21 @@ func (d Destination) String() string {
 	return b.String()
 }
 
+func (d Destination) host() string {
+	if d.Name != "" {
+		return string(d.Name)
+	}
+	host := d.Prefix.String()
+	if d.Prefix.IsSingleIP() {
+		host = d.Prefix.Addr().String()
+	}
+	return bracketIPv6(host, d.Prefix.Addr())
+}
+
 // Matches reports whether d covers a flow of proto to port at addr. An
 // IPv4-mapped addr is the IPv4 address; port is ignored for ICMP. A loopback
-// address is covered only by a prefix that lies within 127.0.0.0/8 or ::1.
+// address is covered only by a prefix that lies within 127.0.0.0/8 or ::1. A
+// name covers no address by itself.
 func (d Destination) Matches(proto Proto, addr netip.Addr, port uint16) bool {
 	addr = addr.Unmap()
 	if d.Proto != proto || !d.Prefix.Contains(addr) {
@@ -110,15 +116,53 @@ func (d Destination) Matches(proto Proto, addr netip.Addr, port uint16) bool {
 	if addr.IsLoopback() && !realm(d.Prefix).IsValid() {
 		return false
 	}
-	if !proto.HasPorts() {
-		return true
-	}
-	return slices.ContainsFunc(d.Ports, func(p Ports) bool { return p.Lo <= port && port <= p.Hi })
+	return d.hasPort(port)
 }
 
-// compare orders destinations by address, prefix length, protocol and ports.
+// MatchesHost is Matches for a host as CanonicalHost returns it; addresses
+// cover no name.
+func (d Destination) MatchesHost(proto Proto, host string, port uint16) bool {
+	return d.Name != "" && d.Proto == proto && d.Name.Matches(host) && d.hasPort(port)
+}
+
+func (d Destination) hasPort(port uint16) bool {
+	return !d.Proto.HasPorts() ||
+		slices.ContainsFunc(d.Ports, func(p Ports) bool { return p.Lo <= port && port <= p.Hi })
+}
+
+// Covers reports whether every flow that o covers is one that d covers. Between
+// a name and an address nobody can tell, and it is false.
+func (d Destination) Covers(o Destination) bool {
+	if d.Proto != o.Proto || (d.Name == "") != (o.Name == "") {
+		return false
+	}
+	if d.Name != "" && !d.Name.Covers(o.Name) || d.Name == "" && !covers(d.Prefix, o.Prefix) {
+		return false
+	}
+	return !slices.ContainsFunc(o.Ports, func(p Ports) bool {
+		return !slices.ContainsFunc(d.Ports, func(q Ports) bool { return q.Lo <= p.Lo && p.Hi <= q.Hi })
+	})
+}
+
+// Overlaps reports whether there are flows that both d and o cover. Between a
+// name and an address nobody can tell, and it is false.
+func (d Destination) Overlaps(o Destination) bool {
+	if d.Proto != o.Proto || (d.Name == "") != (o.Name == "") {
+		return false
+	}
+	if d.Name != "" && !d.Name.Covers(o.Name) && !o.Name.Covers(d.Name) || d.Name == "" && !d.Prefix.Overlaps(o.Prefix) {
+		return false
+	}
+	return !d.Proto.HasPorts() || slices.ContainsFunc(o.Ports, func(p Ports) bool {
+		return slices.ContainsFunc(d.Ports, func(q Ports) bool { return q.Lo <= p.Hi && p.Lo <= q.Hi })
+	})
+}
+
+// compare orders destinations by address and prefix length or, behind those, by
+// name; then by protocol and ports.
 func (d Destination) compare(o Destination) int {
 	return cmp.Or(
+		cmp.Compare(d.Name, o.Name),
 		d.Prefix.Addr().Compare(o.Prefix.Addr()),
 		cmp.Compare(d.Prefix.Bits(), o.Prefix.Bits()),
 		cmp.Compare(d.Proto, o.Proto),

@@ -3,6 +3,9 @@
 package policy
 
 import (
+	"cmp"
+	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,8 +17,9 @@ const (
 	apiVersion = "agentguard.dev/v1alpha1"
 	kind       = "AgentPolicy"
 
-	expectedName = "a name of at most 63 lower-case letters, digits and hyphens that starts and ends with a letter or digit"
-	expectedList = `a list of destinations in quotes, such as ["192.0.2.1:443"]`
+	expectedName  = "a name of at most 63 lower-case letters, digits and hyphens that starts and ends with a letter or digit"
+	expectedList  = `a list of destinations in quotes, such as ["api.example.com:443"]`
+	expectedPeers = `a list of peers with the task's own port in quotes, such as ["192.0.2.0/24:443"]`
 )
 
 // Parse reads a file of one or more AgentPolicy documents. It is all or nothing:
@@ -72,6 +76,7 @@ func (d *decoder) policy(body ast.Node) (p Policy, name *token.Position) {
 		return p, name
 	}
 	p.Rules = distinct(p.Rules)
+	p.Notes = notes(p.Rules)
 	in := make([]Input, len(p.Rules))
 	for i, r := range p.Rules {
 		in[i] = Input{Rule: r, ID: uint32(i)}
@@ -83,7 +88,8 @@ func (d *decoder) policy(body ast.Node) (p Policy, name *token.Position) {
 }
 
 func (d *decoder) spec(n ast.Node, path string, p *Policy) {
-	var egress, ingress []Rule
+	var egress, ingress func() []Rule // once it is known what holds for all rules
+	tls := Unset
 	d.object(n, path, fields{
 		"mode": {decode: func(n ast.Node, path string) { p.Mode = choice(d, n, path, Enforce, Audit) }},
 		"loopback": {decode: func(n ast.Node, path string) {
@@ -94,45 +100,117 @@ func (d *decoder) spec(n ast.Node, path string, p *Policy) {
 		"multicast": {decode: func(n ast.Node, path string) { p.Multicast = d.allowed(n, path) }},
 		"maxTTL":    {decode: func(n ast.Node, path string) { p.MaxTTL = d.duration(n, path) }},
 		"onEnd":     {decode: func(n ast.Node, path string) { p.OnEnd = choice(d, n, path, Kill, Leave) }},
-		"egress":    {decode: func(n ast.Node, path string) { egress = d.rules(n, path, Egress, "to") }},
-		"ingress":   {decode: func(n ast.Node, path string) { ingress = d.rules(n, path, Ingress, "from") }},
+		"tls":       {decode: func(n ast.Node, path string) { tls = choice(d, n, path, Required, Off) }},
+		"egress": {decode: func(n ast.Node, path string) {
+			egress = func() []Rule { return d.egress(n, path, tls) }
+		}},
+		"ingress": {decode: func(n ast.Node, path string) {
+			ingress = func() []Rule { return d.ingress(n, path) }
+		}},
 	})
-	p.Rules = append(egress, ingress...)
+	for _, rules := range []func() []Rule{egress, ingress} {
+		if rules != nil {
+			p.Rules = append(p.Rules, rules()...)
+		}
+	}
 }
 
-// rules decodes spec.egress or spec.ingress; key holds a rule's destinations.
-func (d *decoder) rules(n ast.Node, path string, dir Direction, key string) []Rule {
+// egress decodes spec.egress; tls holds for the rules that do not say.
+func (d *decoder) egress(n ast.Node, path string, tls Setting) []Rule {
 	var rules []Rule
-	items, _ := d.list(n, path, "a list of rules, each with "+key)
+	items, _ := d.list(n, path, "a list of rules, each with to")
 	for i, item := range items {
-		rule := Rule{Direction: dir}
+		var (
+			rule  Rule
+			to    func() // once the rule's settings are known
+			check settings
+		)
 		d.object(item, index(path, i), fields{
-			key: {need: expectedList, decode: func(n ast.Node, path string) { rule.To = d.destinations(n, path) }},
+			"to":   {need: expectedList, decode: func(n ast.Node, path string) { to = func() { d.destinations(n, path, &rule) } }},
+			"tls":  {decode: check.decode(d, &rule.TLS)},
+			"http": {decode: check.decode(d, &rule.HTTP)},
+		})
+		rule.TLS = cmp.Or(rule.TLS, tls)
+		if to != nil {
+			to()
+			check.end(d, &rule)
+		}
+		rules = append(rules, rule)
+	}
+	return rules
+}
+
+// settings are those of one rule, and where they stand.
+type settings []setting
+
+type setting struct {
+	at   *token.Position
+	path string
+}
+
+func (s *settings) decode(d *decoder, to *Setting) func(ast.Node, string) {
+	return func(n ast.Node, path string) {
+		*s = append(*s, setting{start(n), path})
+		*to = choice(d, n, path, Required, Off)
+	}
+}
+
+// end reports settings that could not do what they promise, and takes those
+// away that do not concern the rule.
+func (s settings) end(d *decoder, rule *Rule) {
+	named := slices.ContainsFunc(rule.To, func(to Destination) bool { return to.Name != "" })
+	for _, set := range s {
+		if !named && len(rule.To) > 0 {
+			d.add(set.at, set.path, "nothing to check: none of the rule's destinations is a name; leave it out")
+		}
+	}
+	if named && len(s) == 2 && rule.TLS == Required && rule.HTTP == Required {
+		d.add(s[1].at, s[1].path, "required is what the rule's other setting says as well, and no connection is both; keep one, or make it two rules")
+	}
+	if !named {
+		rule.TLS, rule.HTTP = Unset, Unset
+	}
+}
+
+// ingress decodes spec.ingress.
+func (d *decoder) ingress(n ast.Node, path string) []Rule {
+	var rules []Rule
+	items, _ := d.list(n, path, "a list of rules, each with from")
+	for i, item := range items {
+		rule := Rule{Direction: Ingress}
+		d.object(item, index(path, i), fields{
+			"from": {need: expectedPeers, decode: func(n ast.Node, path string) { d.destinations(n, path, &rule) }},
 		})
 		rules = append(rules, rule)
 	}
 	return rules
 }
 
-func (d *decoder) destinations(n ast.Node, path string) []Destination {
-	items, ok := d.list(n, path, expectedList)
-	if ok && len(items) == 0 {
-		d.add(start(n), path, `empty list; expected at least one destination, such as "192.0.2.1:443"`)
+// destinations adds those of the list n to the rule.
+func (d *decoder) destinations(n ast.Node, path string, rule *Rule) {
+	list, one := expectedList, "api.example.com:443"
+	if rule.Direction == Ingress {
+		list, one = expectedPeers, "192.0.2.1:443"
 	}
-	out := make([]Destination, 0, len(items))
+	items, ok := d.list(n, path, list)
+	if ok && len(items) == 0 {
+		d.add(start(n), path, "empty list; expected at least one destination, such as %q", one)
+	}
 	for i, item := range items {
-		text, ok := d.text(item, index(path, i), `a destination in quotes, such as "192.0.2.1:443" or "[2001:db8::/32]:443"`)
+		text, ok := d.text(item, index(path, i), fmt.Sprintf(`a destination in quotes, such as %q or "[2001:db8::/32]:443"`, one))
 		if !ok {
 			continue
 		}
 		dest, err := ParseDestination(text)
+		if err == nil {
+			err = rule.problem(dest)
+		}
 		if err != nil {
 			d.add(start(item), index(path, i), "%w", err)
 			continue
 		}
-		out = append(out, dest)
+		rule.To = append(rule.To, dest)
 	}
-	return out
 }
 
 // name decodes metadata.name: a DNS label, so that it can name files, cgroups

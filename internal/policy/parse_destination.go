@@ -13,10 +13,10 @@ import (
 
 // ParseDestination reads [SCHEME://]HOST[:PORTS].
 //
-// SCHEME is tcp (the default), udp, icmp, sctp, dccp or udplite. HOST is an
-// IPv4 address or prefix, or an IPv6 address or prefix in brackets. PORTS is a
-// comma-separated list of ports and ranges, or * for all; every protocol needs
-// it but ICMP, which has none. The error names s and what to write instead.
+// SCHEME is tcp (the default), udp, icmp, sctp, dccp or udplite. HOST is a name
+// or *.name, an IPv4 address or prefix, or an IPv6 address or prefix in
+// brackets. PORTS is a comma-separated list of ports and ranges, or * for all;
+// every protocol needs it but ICMP, which has none. The error names s and what to write instead.
 func ParseDestination(s string) (Destination, error) {
 	d, err := parseDestination(s)
 	if err != nil {
@@ -26,12 +26,12 @@ func ParseDestination(s string) (Destination, error) {
 }
 
 // maxText bounds a destination's text, and so its errors. The longest canonical
-// one has 440 bytes.
+// one has 641 bytes.
 const maxText = 2048
 
 func parseDestination(s string) (Destination, error) {
 	if s == "" {
-		return Destination{}, errors.New("empty destination; write for example 192.0.2.1:443")
+		return Destination{}, errors.New("empty destination; write for example api.example.com:443 or 192.0.2.1:443")
 	}
 	if strings.ContainsFunc(s, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }) {
 		return Destination{}, errors.New("white space or an unprintable character in a destination; write for example 192.0.2.1:80,443")
@@ -47,11 +47,11 @@ func parseDestination(s string) (Destination, error) {
 	if err != nil {
 		return Destination{}, err
 	}
-	prefix, err := parseHost(host)
+	prefix, name, err := parseHost(host)
 	if err != nil {
 		return Destination{}, err
 	}
-	d := Destination{Proto: proto, Prefix: prefix}
+	d := Destination{Proto: proto, Prefix: prefix, Name: name}
 	switch {
 	case !proto.HasPorts() && hasPorts:
 		return Destination{}, fmt.Errorf("%s has no ports; write %s", proto, d)
@@ -135,36 +135,56 @@ func isIPv6(s string) bool {
 	return err == nil && a.Is6()
 }
 
-// parseHost reads an address or a prefix; IPv6 stands in brackets.
-func parseHost(host string) (netip.Prefix, error) {
+// parseHost reads a name, an address or a prefix; IPv6 stands in brackets.
+func parseHost(host string) (netip.Prefix, Name, error) {
 	text, bracketed := host, strings.HasPrefix(host, "[")
 	if bracketed {
 		text = host[1 : len(host)-1]
 	}
 	switch {
 	case text == "":
-		return netip.Prefix{}, errors.New("no host; write for example 192.0.2.1:443")
+		return netip.Prefix{}, "", errors.New("no host; write for example api.example.com:443 or 192.0.2.1:443")
 	case text == "*":
-		return netip.Prefix{}, errors.New("* is no host; for every address write 0.0.0.0/0 (IPv4) and [::/0] (IPv6)")
+		return netip.Prefix{}, "", errors.New("* is no host; for every name below one write *.example.com, for every address 0.0.0.0/0 (IPv4) and [::/0] (IPv6)")
 	}
 	addr, length, isPrefix := strings.Cut(text, "/")
 	a, err := netip.ParseAddr(addr)
+	switch {
+	case err != nil && !bracketed && looksLikeName(addr):
+		name, err := parseHostName(addr, isPrefix)
+		return netip.Prefix{}, name, err
+	case err != nil:
+		return netip.Prefix{}, "", notAnAddress(addr, bracketed)
+	case bracketed && a.Is4():
+		return netip.Prefix{}, "", fmt.Errorf("brackets are for IPv6; write %s", text)
+	}
+	if !isPrefix {
+		length = strconv.Itoa(a.BitLen())
+	}
+	p, err := parsePrefix(a, length)
+	return p, "", err
+}
+
+func parseHostName(s string, isPrefix bool) (Name, error) {
+	if looksNumeric(s) {
+		return "", fmt.Errorf("%q is not an IPv4 address; write four decimal numbers without leading zeros, such as 192.0.2.1", s)
+	}
+	name, err := ParseName(s)
+	if err == nil && isPrefix {
+		return "", fmt.Errorf("a name has no path and no prefix length; write %s:443", name)
+	}
+	return name, err
+}
+
+func parsePrefix(a netip.Addr, length string) (netip.Prefix, error) {
+	bits, err := parseLength(length, a.BitLen())
 	if err != nil {
-		return netip.Prefix{}, notAnAddress(addr, bracketed)
-	}
-	if bracketed && a.Is4() {
-		return netip.Prefix{}, fmt.Errorf("brackets are for IPv6; write %s", text)
-	}
-	bits := a.BitLen()
-	if isPrefix {
-		if bits, err = parseLength(length, a.BitLen()); err != nil {
-			return netip.Prefix{}, err
-		}
+		return netip.Prefix{}, err
 	}
 	written := netip.PrefixFrom(a, bits)
 	if masked := written.Masked(); masked != written {
 		return netip.Prefix{}, fmt.Errorf("%s has bits set beyond /%d; write %s for the prefix or %s for the one address",
-			text, bits, bracketIPv6(masked.String(), a), bracketIPv6(a.String(), a))
+			written, bits, bracketIPv6(masked.String(), a), bracketIPv6(a.String(), a))
 	}
 	p := unmap(written)
 	if p.IsSingleIP() && p.Addr().IsUnspecified() {
@@ -197,16 +217,10 @@ func unspecified(a netip.Addr) error {
 }
 
 func notAnAddress(addr string, bracketed bool) error {
-	switch {
-	case bracketed:
+	if bracketed {
 		return fmt.Errorf("%q is not an IPv6 address; write for example [2001:db8::1]:443", addr)
-	case !looksLikeName(addr):
-		return fmt.Errorf("%q is not an address; write for example 192.0.2.1, 10.0.0.0/8 or [2001:db8::/32]", addr)
-	case looksNumeric(addr):
-		return fmt.Errorf("%q is not an IPv4 address; write four decimal numbers without leading zeros, such as 192.0.2.1", addr)
-	default:
-		return errors.New("DNS names are not supported yet; write an address or prefix")
 	}
+	return fmt.Errorf("%q is not a name or an address; write for example api.example.com, 192.0.2.1, 10.0.0.0/8 or [2001:db8::/32]", addr)
 }
 
 // looksNumeric reports whether the last label of s is a number, which no name

@@ -87,8 +87,9 @@ type Policy struct {
 	Multicast bool          // multicast groups may be joined
 	MaxTTL    time.Duration // the longest life of a task; 0 is no limit
 	OnEnd     OnEnd
-	Rules     []Rule // egress, then ingress, each in file order; no two with the same String
-	Document  string // the YAML that Parse read it from, comments included
+	Rules     []Rule   // egress, then ingress, each in file order; no two with the same String
+	Notes     []string // what its author may not have meant, for people
+	Document  string   // the YAML that Parse read it from, comments included
 }
 
 // Default returns the policy that a file with an empty spec describes: no rules,
