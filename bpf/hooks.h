@@ -182,6 +182,9 @@ static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow
 
 		if (memo && is_noted(memo, flow))
 			return ALLOW; /* a further datagram: egress judges it */
+		/* What is connected to a v4-mapped address gets here with it. */
+		if (memo && at_station(memo, flow->addr, flow->port, netns_of(sk)))
+			return ALLOW; /* as egress says */
 	}
 
 	scene.cgroup = ancestor_id(cgroup_of(sk), guard->level);

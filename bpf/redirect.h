@@ -116,23 +116,28 @@ static __always_inline bool is_station(const struct station *station, const __u3
 	return port && port == (http ? station->http : station->dns) && is_station_address(addr);
 }
 
+/* Whether the socket was turned to what it sends to. */
+static __always_inline bool at_station(const struct memo *memo, const __u32 addr[4], __u16 port,
+				       __u64 netns)
+{
+	struct station *station;
+
+	if (port >= STATION_PORTS || !memo->via.to.proto)
+		return false;
+	station = bpf_map_lookup_elem(&stations, &netns);
+	return station && is_station(station, addr, port, memo->via.to.port != DNS_PORT);
+}
+
 /* What the program believes to talk to where it really talks to a station;
  * NULL if it does not. */
 static __always_inline const struct flow *believed(struct bpf_sock_addr *ctx, const __u32 addr[4])
 {
-	__u16 port = bpf_ntohs(ctx->user_port);
-	struct station *station;
 	struct memo *memo;
-	__u64 netns;
 
-	if (port >= STATION_PORTS || !ctx->sk)
+	if (!ctx->sk)
 		return NULL;
 	memo = bpf_sk_storage_get(&memos, ctx->sk, 0, 0);
-	if (!memo || !memo->via.to.proto)
-		return NULL;
-	netns = netns_of(untyped(ctx->sk));
-	station = bpf_map_lookup_elem(&stations, &netns);
-	if (!station || !is_station(station, addr, port, memo->via.to.port != DNS_PORT))
+	if (!memo || !at_station(memo, addr, bpf_ntohs(ctx->user_port), netns_of(untyped(ctx->sk))))
 		return NULL;
 	return &memo->via.to;
 }

@@ -51,18 +51,6 @@ static __always_inline __u8 cut_local(const struct task *task, struct sock *sk,
 	return REASON_NOT_OWN;
 }
 
-static __always_inline bool at_station(const struct memo *memo, const struct flow *flow,
-				       __u64 netns)
-{
-	struct station *station;
-
-	if (!memo || !memo->via.to.proto)
-		return false;
-	station = bpf_map_lookup_elem(&stations, &netns);
-	return station &&
-	       is_station(station, flow->addr, flow->port, memo->via.to.port != DNS_PORT);
-}
-
 /* Why the socket has to go, or REASON_NONE. */
 static __always_inline __u8 cut_reason(const struct task *task, struct sock *sk, struct memo *memo,
 				       __u8 proto)
@@ -77,7 +65,7 @@ static __always_inline __u8 cut_reason(const struct task *task, struct sock *sk,
 		return REASON_NONE;
 	if (!socket_destination(sk, proto, &flow))
 		return REASON_NONE; /* listening or unconnected: nothing to cut */
-	if (at_station(memo, &flow, key.netns)) {
+	if (memo && at_station(memo, flow.addr, flow.port, key.netns)) {
 		flow = memo->via.to; /* in force as long as that may be reached */
 		if (asks_dns(task, &flow))
 			return REASON_NONE;

@@ -32,6 +32,9 @@ var attacks = map[string]func(args []string) (string, error){
 	"stall":      stallSend,
 	"release":    releaseSend,
 	"fetch":      fetch,
+	"fetch-from": fetchFrom,
+	"peer":       peerOf,
+	"v6only":     onlyIPv6,
 }
 
 // held are the agent's descriptors by name; it does one thing at a time.
@@ -273,4 +276,39 @@ func fetch(args []string) (string, error) {
 		return "", err
 	}
 	return string(buf[:n]), nil
+}
+
+// fetchFrom: NAME; what arrives at the socket, "from" its source.
+func fetchFrom(args []string) (string, error) {
+	buf := make([]byte, 1000)
+	n, from, err := unix.Recvfrom(held[args[0]], buf, 0)
+	if err != nil {
+		return "", err
+	}
+	return string(buf[:n]) + " from " + addrOf(from), nil
+}
+
+// peerOf: NAME; whom the kernel says the socket is connected to.
+func peerOf(args []string) (string, error) {
+	peer, err := unix.Getpeername(held[args[0]])
+	if err != nil {
+		return "", err
+	}
+	return addrOf(peer), nil
+}
+
+func addrOf(sa unix.Sockaddr) string {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)).String()
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port)).String()
+	default:
+		return fmt.Sprintf("%T", sa)
+	}
+}
+
+// onlyIPv6: NAME
+func onlyIPv6(args []string) (string, error) {
+	return "", unix.SetsockoptInt(held[args[0]], unix.SOL_IPV6, unix.IPV6_V6ONLY, 1)
 }
