@@ -16,10 +16,10 @@ const (
 	cacheBytes   = 32 << 20
 )
 
-// cacheKey says of whom something was asked, and what.
+// cacheKey says who was to be asked, and what. Another may have given the answer.
 type cacheKey struct {
 	netns    uint64
-	upstream netip.AddrPort
+	resolver netip.AddrPort
 	question
 }
 

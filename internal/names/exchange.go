@@ -83,12 +83,11 @@ func (e *exchange) now() bool {
 		e.fail(dns.ExtendedErrorCodeNoReachableAuthority, "no resolver is trusted in this network namespace")
 		return true
 	}
-	for _, r := range e.resolvers {
-		if a := s.cache.get(cacheKey{e.ns.Cookie(), r, e.question}, e.began); a != nil {
-			e.cached = true
-			e.conclude(a)
-			return true
-		}
+	a := s.cache.get(cacheKey{e.ns.Cookie(), e.resolvers[0], e.question}, e.began)
+	if a != nil && slices.Contains(e.resolvers, a.upstream) {
+		e.cached = true
+		e.conclude(a)
+		return true
 	}
 	done, ok := s.quotas.takeWait(e.quota)
 	if !ok {
@@ -172,7 +171,7 @@ func (e *exchange) wait() {
 // the kernel knows it.
 func (e *exchange) conclude(a *answer) {
 	e.upstream = a.upstream
-	left := max(a.expires.Sub(e.began), 0)
+	left := min(max(a.expires.Sub(e.began), 0), a.ttl)
 	e.reply = reply{rcode: a.rcode, ttl: uint32(left / time.Second), section: a.all}
 	e.addrs = a.addrs
 	learn := a.addrs
@@ -218,10 +217,16 @@ func (e *exchange) filter(a *answer) (dropped []drop) {
 	rules := e.asker.Rules
 	for i, addr := range a.addrs {
 		addr = addr.Unmap()
-		if public(addr) && !rules.Local(addr) || rules.AllowsAddr(addr) {
-			continue
+		what := "not a public address"
+		if public(addr) {
+			if !rules.Local(addr) {
+				continue
+			}
+			what = "this machine's"
 		}
-		dropped = append(dropped, drop{i, fmt.Sprintf("%s points to %s, which is not a public address", e.name, addr)})
+		if !rules.AllowsAddr(addr) {
+			dropped = append(dropped, drop{i, fmt.Sprintf("%s points to %s, which is %s", e.name, addr, what)})
+		}
 	}
 	if len(a.addrs) > 0 {
 		return dropped

@@ -31,8 +31,12 @@ func (st *station) ask(ctx context.Context, resolvers []netip.AddrPort, q questi
 		a, err := st.askOne(ctx, resolver, q)
 		if err == nil {
 			now := time.Now()
-			a.upstream, a.expires = resolver, now.Add(a.ttl)
-			s.cache.put(cacheKey{st.ns.Cookie(), resolver, q}, a, now)
+			a.upstream = resolver
+			if resolver != resolvers[0] {
+				a.ttl = min(a.ttl, s.config.MinTTL) // the preferred one may be back soon, and know better
+			}
+			a.expires = now.Add(a.ttl)
+			s.cache.put(cacheKey{st.ns.Cookie(), resolvers[0], q}, a, now)
 			return a, nil
 		}
 		failed = fmt.Errorf("resolver %s: %w", resolver, err)
