@@ -47,6 +47,40 @@ func policyHostKey(k bpf.GuardHost) policy.HostKey {
 	}
 }
 
+// The flags of an entry of hosts.
+const (
+	permitLearned = uint32(bpf.GuardPermitFlagPERMIT_LEARNED)
+	permitTLS     = uint32(bpf.GuardPermitFlagPERMIT_TLS)
+	permitHTTP    = uint32(bpf.GuardPermitFlagPERMIT_HTTP)
+)
+
+// checkFlags is what a flow to a learned address has to show. What is unknown
+// is asked for everything, which no flow can show.
+func checkFlags(c policy.Check) uint32 {
+	switch c {
+	case policy.CheckNone:
+		return 0
+	case policy.CheckTLS:
+		return permitTLS
+	case policy.CheckHTTP:
+		return permitHTTP
+	default:
+		return permitTLS | permitHTTP
+	}
+}
+
+func (p permit) kernel() bpf.GuardPermit {
+	return bpf.GuardPermit{
+		Deadline: p.deadline, Expires: p.expires, Rule: p.rule, Flags: p.flags, Low: p.low, High: p.high,
+	}
+}
+
+func permitOf(p bpf.GuardPermit) permit {
+	return permit{
+		rule: p.Rule, flags: p.Flags, deadline: p.Deadline, expires: p.Expires, low: p.Low, high: p.High,
+	}
+}
+
 // ownerBits are the leading bits of a trie key that hold the owner.
 const ownerBits = 32
 
@@ -87,4 +121,53 @@ func policyRanges(in *bpf.GuardRanges) []policy.Range {
 		})
 	}
 	return out
+}
+
+// nameKey is the name from its end, so that the trie finds wildcards as
+// prefixes; a zero byte ends an exact one.
+func nameKey(owner uint32, n policy.Name) (key bpf.GuardName) {
+	text, last := string(n), byte(0)
+	if n.IsWildcard() {
+		text, last = text[len("*."):], '.'
+	}
+	for i := range len(text) {
+		key.Text[i] = int8(text[len(text)-1-i])
+	}
+	key.Text[len(text)] = int8(last)
+	key.Owner, key.Bits = owner, ownerBits+8*uint32(len(text)+1)
+	return key
+}
+
+func policyName(key *bpf.GuardName) policy.Name {
+	n := int(key.Bits-ownerBits) / 8
+	text := make([]byte, n-1)
+	for i := range text {
+		text[i] = byte(key.Text[n-2-i])
+	}
+	if key.Text[n-1] == '.' {
+		return "*." + policy.Name(text)
+	}
+	return policy.Name(text)
+}
+
+func kernelClaims(claims []policy.Claim) (out bpf.GuardClaims) {
+	for i, c := range claims {
+		out.Of[i] = bpf.GuardClaim{Number: c.Number, Low: c.Lo, High: c.Hi}
+	}
+	return out
+}
+
+func policyClaims(in *bpf.GuardClaims) []policy.Claim {
+	var out []policy.Claim
+	for _, c := range in.Of {
+		if c.Number == 0 {
+			break
+		}
+		out = append(out, policy.Claim{Number: c.Number, Lo: c.Low, Hi: c.High})
+	}
+	return out
+}
+
+func learnedKey(owner uint32, k addrKey) bpf.GuardLearnedAddr {
+	return bpf.GuardLearnedAddr{Owner: owner, Number: k.number, Addr: words(k.addr)}
 }

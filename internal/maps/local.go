@@ -79,6 +79,14 @@ func (l *LocalAddrs) Replace(cookie uint64, addrs []netip.Addr) error {
 	return nil
 }
 
+// Contains says whether addr is one of the namespace's own.
+func (l *LocalAddrs) Contains(cookie uint64, addr netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, ok := l.have[cookie][addr.WithZone("").Unmap()]
+	return ok
+}
+
 // Cookies returns the namespaces that the table has addresses of, in order.
 func (l *LocalAddrs) Cookies() []uint64 {
 	l.mu.Lock()

@@ -34,13 +34,15 @@ type Set struct {
 	Counters   *Counters
 	LocalAddrs *LocalAddrs
 	Namespaces *Namespaces
+	Stations   *Stations
+	Askers     *Askers
 	Stats      *Stats
 }
 
 // Open reads what the maps hold, and returns their typed forms. The maps stay
 // the caller's to close.
 func Open(objs *bpf.GuardMaps) (*Set, error) {
-	rules, err := openRules(objs.Hosts, objs.Prefixes)
+	rules, err := openRules(tables{hosts: objs.Hosts, prefixes: objs.Prefixes, names: objs.Names, learned: objs.Learned})
 	if err != nil {
 		return nil, err
 	}
@@ -54,6 +56,8 @@ func Open(objs *bpf.GuardMaps) (*Set, error) {
 		Counters:   &Counters{objs.Counters},
 		LocalAddrs: local,
 		Namespaces: &Namespaces{objs.Namespaces},
+		Stations:   &Stations{objs.Stations},
+		Askers:     &Askers{objs.Askers},
 		Stats:      &Stats{objs.Stats},
 	}, nil
 }
@@ -75,11 +79,19 @@ func (s *Set) Usage() ([]Usage, error) {
 	if err != nil {
 		return nil, err
 	}
-	hosts, prefixes := s.Rules.count()
+	stations, err := s.Stations.All()
+	if err != nil {
+		return nil, err
+	}
+	hosts, prefixes, names, learned := s.Rules.entries()
+	t := s.Rules.tables
 	return []Usage{
 		{"tasks", len(tasks), s.Tasks.m.MaxEntries()},
-		{"hosts", hosts, s.Rules.hosts.MaxEntries()},
-		{"prefixes", prefixes, s.Rules.prefixes.MaxEntries()},
+		{"hosts", hosts, t.hosts.MaxEntries()},
+		{"prefixes", prefixes, t.prefixes.MaxEntries()},
+		{"names", names, t.names.MaxEntries()},
+		{"learned", learned, t.learned.MaxEntries()},
+		{"stations", len(stations), s.Stations.m.MaxEntries()},
 		{"counters", counters, s.Counters.m.MaxEntries()},
 		{"local_addrs", s.LocalAddrs.count(), s.LocalAddrs.m.MaxEntries()},
 	}, nil

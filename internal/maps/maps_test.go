@@ -224,7 +224,7 @@ func TestCountersAndStats(t *testing.T) {
 		t.Errorf("stats: %+v, %v", totals, err)
 	}
 	usage, err := s.Usage()
-	if err != nil || len(usage) != 5 {
+	if err != nil || len(usage) != 8 {
 		t.Errorf("usage: %+v, %v", usage, err)
 	}
 }
@@ -245,7 +245,7 @@ func TestFailedRemovalIsNotForgotten(t *testing.T) {
 		t.Fatal(err)
 	}
 	broken.Close()
-	s.Rules.hosts = broken
+	s.Rules.tables.hosts = broken
 	if err := s.Rules.Delete(7); err == nil {
 		t.Fatal("deleted from a closed map")
 	}
@@ -253,7 +253,7 @@ func TestFailedRemovalIsNotForgotten(t *testing.T) {
 		t.Errorf("after a failed removal: %+v, want %+v", got, want)
 	}
 	// It may as well be gone, and wanted again.
-	s.Rules.hosts = m.Hosts
+	s.Rules.tables.hosts = m.Hosts
 	if err := m.Hosts.Delete(hostKey(7, want.Hosts[0].HostKey)); err != nil {
 		t.Fatal(err)
 	}

@@ -4,82 +4,137 @@ package maps
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"sync"
 
-	"github.com/cilium/ebpf"
-
 	"agentguard.dev/agentguard/bpf"
 	"agentguard.dev/agentguard/internal/policy"
 )
 
 // Rules is the compiled rules of all owners: policy versions, and tasks for
-// their grants. It remembers what it wrote, so that a change is a diff.
+// their grants; and the addresses that were learned for the names in them. It
+// remembers what it wrote, so that a change is a diff.
 type Rules struct {
-	hosts, prefixes *ebpf.Map
+	tables tables
 
 	mu     sync.Mutex
 	owners map[uint32]*owned
 }
 
-// owned is what the maps hold for one owner.
+// owned is what one owner has.
 type owned struct {
-	hosts    map[policy.HostKey]permit
-	prefixes map[netip.Prefix][]policy.Range
+	fixed content // what follows from the rules alone: nothing learned
+	wide  bool
+	list  []policy.Named // as compiled
+	named map[uint32]*policy.Named
 
-	// After a failed removal they hold at most this, so all that is wanted
-	// is written again.
-	uncertain bool
-}
+	// What was learned, by address in the 16-byte form. A slice is replaced,
+	// never changed.
+	addrs   map[netip.Addr][]address
+	derived int // entries of hosts that follow from addrs
 
-type permit struct {
-	rule     uint32
-	deadline uint64
-}
-
-func (p permit) kernel() bpf.GuardPermit {
-	return bpf.GuardPermit{Rule: p.rule, Deadline: p.deadline}
+	// After a restart, until Replace says what the owner's names are: learned
+	// entries of hosts that the kernel has.
+	stray map[policy.HostKey]permit
 }
 
 func newOwned(c policy.Compiled) *owned {
 	o := &owned{
-		hosts:    make(map[policy.HostKey]permit, len(c.Hosts)),
-		prefixes: make(map[netip.Prefix][]policy.Range, len(c.Prefixes)),
+		fixed: content{
+			hosts:    make(map[policy.HostKey]permit, len(c.Hosts)),
+			prefixes: make(map[netip.Prefix][]policy.Range, len(c.Prefixes)),
+			names:    make(map[policy.Name][]policy.Claim, len(c.Names)),
+		},
+		wide:  c.WideNames,
+		list:  c.Named,
+		named: make(map[uint32]*policy.Named, len(c.Named)),
+		addrs: make(map[netip.Addr][]address),
+		stray: make(map[policy.HostKey]permit),
 	}
 	for _, h := range c.Hosts {
-		o.hosts[h.HostKey] = permit{h.Rule, h.Deadline}
+		o.fixed.hosts[h.HostKey] = permit{rule: h.Rule, deadline: h.Deadline}
 	}
 	for _, p := range c.Prefixes {
-		o.prefixes[p.Prefix] = p.Ranges
+		o.fixed.prefixes[p.Prefix] = p.Ranges
+	}
+	for _, n := range c.Names {
+		o.fixed.names[n.Name] = n.Claims
+	}
+	for i := range c.Named {
+		o.named[c.Named[i].Number] = &c.Named[i]
 	}
 	return o
 }
 
-func openRules(hosts, prefixes *ebpf.Map) (*Rules, error) {
-	r := &Rules{hosts: hosts, prefixes: prefixes, owners: make(map[uint32]*owned)}
+func (o *owned) isEmpty() bool {
+	return len(o.fixed.hosts)+len(o.fixed.prefixes)+len(o.named) == 0
+}
+
+// content is all that the kernel has for o, or is to have.
+func (o *owned) content() content {
+	if len(o.addrs)+len(o.stray) == 0 {
+		return o.fixed
+	}
+	all := o.fixed
+	all.hosts = maps.Clone(o.fixed.hosts)
+	all.learned = make(map[addrKey]uint64, len(o.addrs))
+	maps.Copy(all.hosts, o.stray)
+	for addr, known := range o.addrs {
+		for _, a := range known {
+			o.derive(&all, addrKey{a.number, addr})
+		}
+	}
+	return all
+}
+
+func openRules(t tables) (*Rules, error) {
+	r := &Rules{tables: t, owners: make(map[uint32]*owned)}
 	var (
 		host   bpf.GuardHost
 		value  bpf.GuardPermit
 		prefix bpf.GuardPrefix
 		ranges bpf.GuardRanges
+		name   bpf.GuardName
+		claims bpf.GuardClaims
+		addr   bpf.GuardLearnedAddr
+		until  uint64
 	)
-	entries := hosts.Iterate()
+	entries := t.hosts.Iterate()
 	for entries.Next(&host, &value) {
-		r.owner(host.Owner).hosts[policyHostKey(host)] = permit{value.Rule, value.Deadline}
+		o, p := r.owner(host.Owner), permitOf(value)
+		if p.flags&permitLearned != 0 {
+			o.stray[policyHostKey(host)] = p
+		} else {
+			o.fixed.hosts[policyHostKey(host)] = p
+		}
 	}
 	if err := entries.Err(); err != nil {
 		return nil, fmt.Errorf("read hosts: %w", err)
 	}
-	entries = prefixes.Iterate()
+	entries = t.prefixes.Iterate()
 	for entries.Next(&prefix, &ranges) {
-		r.owner(prefix.Owner).prefixes[policyPrefix(prefix)] = policyRanges(&ranges)
+		r.owner(prefix.Owner).fixed.prefixes[policyPrefix(prefix)] = policyRanges(&ranges)
 	}
 	if err := entries.Err(); err != nil {
 		return nil, fmt.Errorf("read prefixes: %w", err)
+	}
+	entries = t.names.Iterate()
+	for entries.Next(&name, &claims) {
+		r.owner(name.Owner).fixed.names[policyName(&name)] = policyClaims(&claims)
+	}
+	if err := entries.Err(); err != nil {
+		return nil, fmt.Errorf("read names: %w", err)
+	}
+	entries = t.learned.Iterate()
+	for entries.Next(&addr, &until) {
+		o, at := r.owner(addr.Owner), as16(Addr(addr.Addr))
+		o.addrs[at] = append(o.addrs[at], address{number: addr.Number, expires: until - min(until, grace)})
+	}
+	if err := entries.Err(); err != nil {
+		return nil, fmt.Errorf("read learned: %w", err)
 	}
 	return r, nil
 }
@@ -93,9 +148,9 @@ func (r *Rules) owner(number uint32) *owned {
 
 // Replace makes want the rules of owner. It writes only what differs: additions
 // first, the most specific before what covers it, removals last, so that no
-// flow that both the old and the new rules allow is denied in between. If an
-// addition fails the old rules stand again; if a removal fails, Get still has
-// what may be left.
+// flow that both the old and the new rules allow is denied in between. What was
+// learned for a name stays where want has that name. If an addition fails the
+// old rules stand again; if a removal fails, Get still has what may be left.
 func (r *Rules) Replace(owner uint32, want policy.Compiled) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -103,17 +158,34 @@ func (r *Rules) Replace(owner uint32, want policy.Compiled) error {
 	if have == nil {
 		have = newOwned(policy.Compiled{})
 	}
-	if err := r.add(owner, have, next); err != nil {
-		if undo := r.remove(owner, next, have); undo != nil {
-			return errors.Join(err, undo)
+	if have.renumbered(next) {
+		// No address may count for a name for a moment that only has its number.
+		nameless := want
+		nameless.Named, nameless.Names = nil, nil
+		if err := r.replace(owner, have, newOwned(nameless)); err != nil {
+			return err
 		}
-		return errors.Join(err, r.add(owner, next, have))
+		have = r.owner(owner)
 	}
-	if err := r.remove(owner, have, next); err != nil {
-		r.owners[owner] = union(have, next) // what may be there: the next change removes it
+	next.keep(have)
+	return r.replace(owner, have, next)
+}
+
+func (r *Rules) replace(owner uint32, have, next *owned) error {
+	from, to := have.content(), next.content()
+	if err := r.tables.add(owner, from, to); err != nil {
 		return err
 	}
-	if len(next.hosts)+len(next.prefixes) == 0 {
+	next.derived = len(to.hosts) - len(next.fixed.hosts)
+	if err := r.tables.remove(owner, from, to); err != nil {
+		// What may be there: the next change removes it.
+		next.fixed = union(have.fixed, next.fixed)
+		next.stray = from.hosts
+		maps.DeleteFunc(next.stray, func(_ policy.HostKey, p permit) bool { return p.flags&permitLearned == 0 })
+		r.owners[owner] = next
+		return err
+	}
+	if next.isEmpty() {
 		delete(r.owners, owner)
 	} else {
 		r.owners[owner] = next
@@ -121,139 +193,52 @@ func (r *Rules) Replace(owner uint32, want policy.Compiled) error {
 	return nil
 }
 
-// union is both, b's where they differ.
-func union(a, b *owned) *owned {
-	u := &owned{hosts: maps.Clone(a.hosts), prefixes: maps.Clone(a.prefixes), uncertain: true}
-	maps.Copy(u.hosts, b.hosts)
-	maps.Copy(u.prefixes, b.prefixes)
-	return u
-}
-
-// Delete removes all rules of owner.
+// Delete removes all rules of owner and what it learned.
 func (r *Rules) Delete(owner uint32) error { return r.Replace(owner, policy.Compiled{}) }
 
 // Owners returns the numbers of all that own rules, in order.
 func (r *Rules) Owners() []uint32 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	owners := make([]uint32, 0, len(r.owners))
-	for number := range r.owners {
-		owners = append(owners, number)
-	}
-	slices.Sort(owners)
-	return owners
+	return slices.Sorted(maps.Keys(r.owners))
 }
 
-// Get returns the rules of owner, in the order of policy.Compile.
+// Get returns the rules of owner, in the order of policy.Compile. After a
+// restart Named is empty until Replace says what the kernel does not know: what
+// its numbers stand for.
 func (r *Rules) Get(owner uint32) policy.Compiled {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var c policy.Compiled
 	have := r.owners[owner]
 	if have == nil {
-		return c
+		return policy.Compiled{}
 	}
-	for key, p := range have.hosts {
+	c := policy.Compiled{Named: have.list, WideNames: have.wide}
+	for key, p := range have.fixed.hosts {
 		c.Hosts = append(c.Hosts, policy.Host{HostKey: key, Rule: p.rule, Deadline: p.deadline})
 	}
 	slices.SortFunc(c.Hosts, func(a, b policy.Host) int {
 		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Proto, b.Proto),
 			cmp.Compare(a.Direction, b.Direction), cmp.Compare(a.Port, b.Port))
 	})
-	for _, p := range sortedPrefixes(have.prefixes) {
-		c.Prefixes = append(c.Prefixes, policy.Prefix{Prefix: p, Ranges: have.prefixes[p]})
+	for _, p := range sortedPrefixes(have.fixed.prefixes) {
+		c.Prefixes = append(c.Prefixes, policy.Prefix{Prefix: p, Ranges: have.fixed.prefixes[p]})
+	}
+	for _, name := range slices.Sorted(maps.Keys(have.fixed.names)) {
+		c.Names = append(c.Names, policy.NameEntry{Name: name, Claims: have.fixed.names[name]})
 	}
 	return c
 }
 
-func (r *Rules) count() (hosts, prefixes int) {
+// entries counts what the tables hold.
+func (r *Rules) entries() (hosts, prefixes, names, learned int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, o := range r.owners {
-		hosts += len(o.hosts)
-		prefixes += len(o.prefixes)
+		hosts += len(o.fixed.hosts) + len(o.stray) + o.derived
+		prefixes += len(o.fixed.prefixes)
+		names += len(o.fixed.names)
+		learned += o.count()
 	}
-	return hosts, prefixes
-}
-
-// add writes what next has and have lacks or has otherwise.
-func (r *Rules) add(owner uint32, have, next *owned) error {
-	var (
-		keys   []bpf.GuardHost
-		values []bpf.GuardPermit
-	)
-	for key, value := range next.hosts {
-		if old, ok := have.hosts[key]; !ok || old != value || have.uncertain {
-			keys = append(keys, hostKey(owner, key))
-			values = append(values, value.kernel())
-		}
-	}
-	if err := putHosts(r.hosts, keys, values); err != nil {
-		return err
-	}
-	prefixes := sortedPrefixes(next.prefixes)
-	slices.Reverse(prefixes) // the longest first
-	for _, p := range prefixes {
-		ranges := next.prefixes[p]
-		if old, ok := have.prefixes[p]; ok && slices.Equal(old, ranges) && !have.uncertain {
-			continue
-		}
-		if err := r.prefixes.Put(prefixKey(owner, p), kernelRanges(ranges)); err != nil {
-			return writeError("prefixes", r.prefixes.MaxEntries(), err)
-		}
-	}
-	return nil
-}
-
-// remove deletes what have has and next lacks, what covers before what it
-// covers, so that nothing falls through to a wider entry that goes as well.
-func (r *Rules) remove(owner uint32, have, next *owned) error {
-	for key := range have.hosts {
-		if _, ok := next.hosts[key]; ok {
-			continue
-		}
-		if err := remove(r.hosts, "hosts", hostKey(owner, key)); err != nil {
-			return err
-		}
-	}
-	for _, p := range sortedPrefixes(have.prefixes) {
-		if _, ok := next.prefixes[p]; ok {
-			continue
-		}
-		if err := remove(r.prefixes, "prefixes", prefixKey(owner, p)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// batchFrom is the number of entries from which one batch call beats single
-// ones.
-const batchFrom = 32
-
-func putHosts(m *ebpf.Map, keys []bpf.GuardHost, values []bpf.GuardPermit) error {
-	if len(keys) >= batchFrom {
-		if _, err := m.BatchUpdate(keys, values, nil); err != nil {
-			return writeError("hosts", m.MaxEntries(), err)
-		}
-		return nil
-	}
-	for i := range keys {
-		if err := m.Put(keys[i], values[i]); err != nil {
-			return writeError("hosts", m.MaxEntries(), err)
-		}
-	}
-	return nil
-}
-
-// sortedPrefixes returns the keys, shorter prefixes first.
-func sortedPrefixes(prefixes map[netip.Prefix][]policy.Range) []netip.Prefix {
-	keys := make([]netip.Prefix, 0, len(prefixes))
-	for p := range prefixes {
-		keys = append(keys, p)
-	}
-	slices.SortFunc(keys, func(a, b netip.Prefix) int {
-		return cmp.Or(cmp.Compare(a.Bits(), b.Bits()), a.Addr().Compare(b.Addr()))
-	})
-	return keys
+	return hosts, prefixes, names, learned
 }

@@ -71,7 +71,10 @@ func (n Named) Bounds() (lo, hi uint16) {
 
 // Matching returns those of c.Named whose names match host, which is as
 // CanonicalHost returns it.
-func (c Compiled) Matching(host string) []Named {
+func (c Compiled) Matching(host string) []Named { return c.Covering(Name(host)) }
+
+// Covering returns those of c.Named whose names cover name.
+func (c Compiled) Covering(name Name) []Named {
 	var found []Named
 	add := func(name Name) bool {
 		first := sort.Search(len(c.Named), func(i int) bool { return c.Named[i].Name >= name })
@@ -80,8 +83,8 @@ func (c Compiled) Matching(host string) []Named {
 		}
 		return true
 	}
-	add(Name(host))
-	Name(host).wildcards(add)
+	add(name)
+	name.wildcards(add)
 	return found
 }
 
