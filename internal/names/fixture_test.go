@@ -371,3 +371,23 @@ func impolite(t testing.TB, ns *netns.Handle, at netip.AddrPort, handle dns.Hand
 		})
 	}
 }
+
+// offline makes a station without sockets, and the question that it is asked.
+func offline(t testing.TB, w *town, c Config) (*station, question) {
+	t.Helper()
+	c.Log = slog.New(slog.DiscardHandler)
+	s, err := New(c, w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns, err := netns.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	st := &station{server: s, ns: ns}
+	st.ctx, st.cancel = context.WithCancel(t.Context())
+	t.Cleanup(st.cancel)
+	st.trusted.Store(&[]netip.AddrPort{upstream})
+	return st, question{"api.good.test", dns.TypeA}
+}

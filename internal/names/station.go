@@ -50,6 +50,12 @@ func open(s *Server, ns *netns.Handle) (*station, error) {
 	st := &station{server: s, ns: ns}
 	st.ctx, st.cancel = context.WithCancel(context.Background())
 	err := ns.Do(func() error {
+		// Sockets can be bound to 127.0.0.1 without it, and reached by nobody.
+		if lo, err := net.InterfaceByName("lo"); err != nil {
+			return fmt.Errorf("look for the interface lo: %w", err)
+		} else if lo.Flags&net.FlagUp == 0 {
+			return errors.New("the interface lo is down")
+		}
 		for port := uint16(highestPort); port >= lowestPort; port-- {
 			err := st.bind(port)
 			if err == nil {
@@ -74,9 +80,6 @@ func open(s *Server, ns *netns.Handle) (*station, error) {
 // no ::1 for anybody to ask.
 func (st *station) bind(port uint16) error {
 	err := st.bindTo(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port), "4")
-	if errors.Is(err, unix.EADDRNOTAVAIL) {
-		return fmt.Errorf("%w: the interface lo is down", err)
-	}
 	if err != nil {
 		return err
 	}
