@@ -20,6 +20,8 @@
 #include "socket.h"
 #include "redirect.h"
 #include "hooks.h"
+#include "hello.h"
+#include "named.h"
 #include "egress.h"
 #include "ingress.h"
 #include "sweep.h"

@@ -235,6 +235,28 @@ static __always_inline void forget_asked(struct bpf_sock *sk)
 	memo->count = 0;
 }
 
+static __noinline void report_name(struct bpf_sock *sk, const struct task *task,
+				   const struct flow *flow, const struct decision *d,
+				   const struct scene *scene)
+{
+	struct greeting *greeting = bpf_sk_storage_get(&greetings, sk, 0, 0);
+	struct named_event *named = bpf_ringbuf_reserve(&events, sizeof(*named), 0);
+	__u64 wake;
+
+	if (!named) {
+		stat_add(STAT_EVENTS_LOST);
+		return;
+	}
+	wake = fill_event(&named->event, task, flow, d, scene, false);
+	named->length = 0;
+	named->pad = 0;
+	if (greeting) {
+		named->length = greeting->length;
+		__builtin_memcpy(named->name, greeting->name.text, sizeof(named->name));
+	}
+	bpf_ringbuf_submit(named, wake);
+}
+
 SEC("cgroup_skb/egress")
 int ag_egress(struct __sk_buff *skb)
 {
@@ -275,9 +297,12 @@ int ag_egress(struct __sk_buff *skb)
 			return ALLOW; /* the resolver and the relay make the records */
 		}
 	} else if (find_rule(task, &p.to, &d)) {
-		count_packet(task, d.rule, skb->len);
-		if (is_on_record(socket, raw, &p))
-			return ALLOW; /* the road of nearly every packet ends here */
+		if (!(d.flags & PERMIT_CHECKS) || may_carry(skb, task, &p, &d)) {
+			count_packet(task, d.rule, skb->len);
+			if (is_on_record(socket, raw, &p))
+				return ALLOW; /* the road of nearly every packet ends here */
+		}
+		further = d.reason == REASON_NO_RULE;
 	} else {
 		d.reason = d.reason ?: REASON_NO_RULE; /* deny unless the rest allows */
 		further = true;
@@ -288,9 +313,11 @@ int ag_egress(struct __sk_buff *skb)
 		return DENY;
 	if (further) {
 		judge_further(skb, sk, task, &p, guard, scene.cgroup, &d);
-		if (d.allow)
+		if (d.allow && (!(d.flags & PERMIT_CHECKS) || may_carry(skb, task, &p, &d)))
 			count_packet(task, d.rule, skb->len);
 	}
+	if (!d.allow && !d.reason)
+		return DENY; /* held, or said before */
 	if (d.allow) {
 		if (is_on_record(socket, raw, &p) || !first_of_flow(sk, &p))
 			return ALLOW;
@@ -312,6 +339,9 @@ int ag_egress(struct __sk_buff *skb)
 		p.to.direction = DIRECTION_INGRESS;
 		p.to.port = p.from_port;
 	}
-	report_packet(task, &p.to, &d, &scene);
+	if (d.reason == REASON_SNI)
+		report_name(sk, task, &p.to, &d, &scene);
+	else
+		report_packet(task, &p.to, &d, &scene);
 	return d.allow || lets_through(task, &d) ? ALLOW : DENY;
 }

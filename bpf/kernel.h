@@ -71,6 +71,7 @@ struct sock {
 struct tcp_sock {
 	__u32 snd_una;
 	__u32 write_seq;
+	__u64 bytes_acked;
 };
 
 struct udp_sock {
@@ -105,6 +106,12 @@ struct nf_conn {
 
 struct sk_buff {
 	unsigned long _nfct;
+	unsigned char *head;
+	unsigned int end; /* from head */
+};
+
+struct skb_shared_info {
+	__u8 flags;
 };
 
 struct seq_file {

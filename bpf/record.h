@@ -61,19 +61,12 @@ struct scene {
 };
 
 /* has_process: current is the process that acts. A constant at each call: 6.1
- * refuses the helpers in egress even where they cannot be reached. */
-static __always_inline void put_event(const struct task *task, const struct flow *flow,
-				      const struct decision *d, const struct scene *scene,
-				      const bool has_process)
+ * refuses the helpers in egress even where they cannot be reached. Returns
+ * how the reader is to be woken. */
+static __always_inline __u64 fill_event(struct event *event, const struct task *task,
+					const struct flow *flow, const struct decision *d,
+					const struct scene *scene, const bool has_process)
 {
-	struct event *event;
-	__u64 wake = BPF_RB_NO_WAKEUP;
-
-	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	if (!event) {
-		stat_add(STAT_EVENTS_LOST);
-		return;
-	}
 	__builtin_memset(event, 0, sizeof(*event));
 	event->time = bpf_ktime_get_boot_ns();
 	event->cgroup = scene->cgroup;
@@ -98,11 +91,23 @@ static __always_inline void put_event(const struct task *task, const struct flow
 		event->uid = current->cred->uid.val;
 		__builtin_memcpy(event->comm, current->comm, sizeof(event->comm));
 	}
-	if (!d->allow && event->time - last_wake > WAKE_INTERVAL) {
-		last_wake = event->time;
-		wake = BPF_RB_FORCE_WAKEUP;
+	if (d->allow || event->time - last_wake <= WAKE_INTERVAL)
+		return BPF_RB_NO_WAKEUP;
+	last_wake = event->time;
+	return BPF_RB_FORCE_WAKEUP;
+}
+
+static __always_inline void put_event(const struct task *task, const struct flow *flow,
+				      const struct decision *d, const struct scene *scene,
+				      const bool has_process)
+{
+	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+
+	if (!event) {
+		stat_add(STAT_EVENTS_LOST);
+		return;
 	}
-	bpf_ringbuf_submit(event, wake);
+	bpf_ringbuf_submit(event, fill_event(event, task, flow, d, scene, has_process));
 }
 
 /* Verified once each, by themselves, whatever led there. */

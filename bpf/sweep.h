@@ -51,10 +51,27 @@ static __always_inline __u8 cut_local(const struct task *task, struct sock *sk,
 	return REASON_NOT_OWN;
 }
 
+/* Of a flow that only a name allows. A name that was shown must still be
+ * allowed at that port; how long its address counts is of no matter to a flow
+ * in progress. */
+static __always_inline __u8 cut_named(const struct task *task, struct sock *sk,
+				      struct greeting *greeting, const struct flow *flow,
+				      struct decision *d)
+{
+	if (find_unchecked(task, flow, d))
+		return REASON_NONE;
+	if (greeting && greeting->shown)
+		return is_name_allowed(greeting, task, flow, true) ? REASON_NONE : REASON_SNI;
+	if (BPF_CORE_READ((struct tcp_sock *)sk, bytes_acked) <= 1)
+		return REASON_NONE; /* egress judges its first payload */
+	return d->flags & PERMIT_HTTP ? REASON_HTTP : REASON_NO_SNI;
+}
+
 /* Why the socket has to go, or REASON_NONE. */
 static __always_inline __u8 cut_reason(const struct task *task, struct sock *sk, struct memo *memo,
-				       __u8 proto)
+				       struct greeting *greeting, __u8 proto)
 {
+	bool turned;
 	struct local_addr key = {.netns = netns_of(sk)};
 	struct decision d = {};
 	struct flow flow = {};
@@ -65,13 +82,19 @@ static __always_inline __u8 cut_reason(const struct task *task, struct sock *sk,
 		return REASON_NONE;
 	if (!socket_destination(sk, proto, &flow))
 		return REASON_NONE; /* listening or unconnected: nothing to cut */
-	if (memo && at_station(memo, flow.addr, flow.port, key.netns)) {
+	if (greeting && greeting->refused)
+		return greeting->refused;
+	turned = memo && at_station(memo, flow.addr, flow.port, key.netns);
+	if (turned) {
 		flow = memo->via.to; /* in force as long as that may be reached */
 		if (asks_dns(task, &flow))
 			return REASON_NONE;
 	}
-	if (find_rule(task, &flow, &d))
-		return REASON_NONE;
+	if (find_rule(task, &flow, &d)) {
+		if (turned || !(d.flags & PERMIT_CHECKS) || (memo && memo->accepted))
+			return REASON_NONE;
+		return cut_named(task, sk, greeting, &flow, &d);
+	}
 	if (d.reason == REASON_RESOLVER)
 		return d.reason;
 	if (memo && memo->rewritten && all_permitted(memo, task, &d))
@@ -88,8 +111,8 @@ static __always_inline __u8 cut_reason(const struct task *task, struct sock *sk,
 	return d.reason ?: REASON_NO_RULE;
 }
 
-static __always_inline bool describe(struct sock *sk, struct memo *memo, __u8 proto,
-				     struct socket *out)
+static __always_inline bool describe(struct sock *sk, struct memo *memo, struct greeting *greeting,
+				     __u8 proto, struct socket *out)
 {
 	struct task *task = task_at_any_level(sk, &out->cgroup);
 
@@ -110,7 +133,7 @@ static __always_inline bool describe(struct sock *sk, struct memo *memo, __u8 pr
 		out->remote[0] = BPF_CORE_READ(sk, __sk_common.skc_daddr);
 	}
 	if (sweep_cut)
-		out->cut = cut_reason(task, sk, memo, proto);
+		out->cut = cut_reason(task, sk, memo, greeting, proto);
 	return true;
 }
 
@@ -118,6 +141,7 @@ SEC("iter/tcp")
 int ag_iter_tcp(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *common = ctx->sk_common;
+	struct greeting *greeting;
 	struct socket out = {};
 	struct memo *memo;
 	struct sock *sk;
@@ -128,7 +152,8 @@ int ag_iter_tcp(struct bpf_iter__tcp *ctx)
 		return 0; /* not full sockets */
 	sk = untyped(common);
 	memo = bpf_sk_storage_get(&memos, (struct sock *)common, 0, 0);
-	if (!describe(sk, memo, IPPROTO_TCP, &out))
+	greeting = bpf_sk_storage_get(&greetings, (struct sock *)common, 0, 0);
+	if (!describe(sk, memo, greeting, IPPROTO_TCP, &out))
 		return 0;
 	out.cookie = bpf_get_socket_cookie(common);
 	if (out.state != TCP_SYN_SENT && out.state != TCP_LISTEN_STATE) {
@@ -154,7 +179,7 @@ int ag_iter_udp(struct bpf_iter__udp *ctx)
 		return 0;
 	sk = untyped(udp);
 	memo = bpf_sk_storage_get(&memos, (struct sock *)udp, 0, 0);
-	if (!describe(sk, memo, BPF_CORE_READ(sk, sk_protocol), &out))
+	if (!describe(sk, memo, NULL, BPF_CORE_READ(sk, sk_protocol), &out))
 		return 0;
 	out.cookie = bpf_get_socket_cookie(udp);
 	if (out.cut && out.cut != REASON_NOT_OWN && bpf_sock_destroy)

@@ -35,6 +35,13 @@ var attacks = map[string]func(args []string) (string, error){
 	"fetch-from": fetchFrom,
 	"peer":       peerOf,
 	"v6only":     onlyIPv6,
+
+	"connect-new": connectNew,
+	"descriptor":  descriptorOf,
+	"drip":        sendInPieces,
+	"fastopen":    sendFastOpen,
+	"sendfile":    sendFile,
+	"zerocopy":    sendZeroCopy,
 }
 
 // held are the agent's descriptors by name; it does one thing at a time.
@@ -163,13 +170,16 @@ func sendOnSocket(args []string) (string, error) {
 	return "", unix.Sendto(held[args[0]], []byte(args[3]), flags, to)
 }
 
-// sendHex: NAME ADDR HEX
+// sendHex: NAME ADDR|- HEX
 func sendHex(args []string) (string, error) {
-	to, err := sockaddr(args[1])
+	data, err := hex.DecodeString(args[2])
 	if err != nil {
 		return "", err
 	}
-	data, err := hex.DecodeString(args[2])
+	if args[1] == "-" {
+		return "", unix.Send(held[args[0]], data, 0)
+	}
+	to, err := sockaddr(args[1])
 	if err != nil {
 		return "", err
 	}
@@ -311,4 +321,83 @@ func addrOf(sa unix.Sockaddr) string {
 // onlyIPv6: NAME
 func onlyIPv6(args []string) (string, error) {
 	return "", unix.SetsockoptInt(held[args[0]], unix.SOL_IPV6, unix.IPV6_V6ONLY, 1)
+}
+
+// connectNew: NAME ADDR; a TCP socket for it first.
+func connectNew(args []string) (string, error) {
+	if _, err := openSocket([]string{args[0], "2", "1", "0"}); err != nil {
+		return "", err
+	}
+	return connectSocket(args)
+}
+
+// descriptorOf: NAME
+func descriptorOf(args []string) (string, error) { return fmt.Sprint(held[args[0]]), nil }
+
+// sendInPieces: NAME NUMBER HEX; each at once, in a segment of its own if TCP
+// has its way.
+func sendInPieces(args []string) (string, error) {
+	data, err := hex.DecodeString(args[2])
+	if err != nil {
+		return "", err
+	}
+	number, err := strconv.Atoi(args[1])
+	if err != nil {
+		return "", err
+	}
+	if err := unix.SetsockoptInt(held[args[0]], unix.SOL_TCP, unix.TCP_NODELAY, 1); err != nil {
+		return "", err
+	}
+	number = min(number, len(data))
+	for i := range number {
+		piece := data[i*len(data)/number : (i+1)*len(data)/number]
+		if err := unix.Send(held[args[0]], piece, 0); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+// sendFastOpen: NAME ADDR HEX; connects with the first payload on the SYN.
+func sendFastOpen(args []string) (string, error) {
+	data, err := hex.DecodeString(args[2])
+	if err != nil {
+		return "", err
+	}
+	to, err := sockaddr(args[1])
+	if err != nil {
+		return "", err
+	}
+	return "", unix.Sendto(held[args[0]], data, unix.MSG_FASTOPEN, to)
+}
+
+// sendFile: NAME HEX
+func sendFile(args []string) (string, error) {
+	data, err := hex.DecodeString(args[1])
+	if err != nil {
+		return "", err
+	}
+	file, err := unix.MemfdCreate("payload", 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(file)
+	if _, err := unix.Write(file, data); err != nil {
+		return "", err
+	}
+	var from int64
+	_, err = unix.Sendfile(held[args[0]], file, &from, len(data))
+	return "", err
+}
+
+// sendZeroCopy: NAME HEX
+func sendZeroCopy(args []string) (string, error) {
+	data, err := hex.DecodeString(args[1])
+	if err != nil {
+		return "", err
+	}
+	if err := unix.SetsockoptInt(held[args[0]], unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1); err != nil {
+		return "", err
+	}
+	return "", unix.Send(held[args[0]], data, unix.MSG_ZEROCOPY)
 }
