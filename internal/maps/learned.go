@@ -203,7 +203,11 @@ func (r *Rules) expire(owner uint32, addrs []netip.Addr, now, since uint64) (fre
 // inUse reports whether a flow that only the stale address a allows was seen
 // after since; known is all that addr stands for.
 func (r *Rules) inUse(owner uint32, o *owned, addr netip.Addr, a address, known []address, since uint64) (bool, error) {
-	for _, key := range keysOf(o.named[a.number], addr) {
+	n := o.named[a.number]
+	if n == nil {
+		return false, nil
+	}
+	for _, key := range keysOf(n, addr) {
 		if _, fixed := o.fixed.hosts[key]; fixed {
 			continue
 		}
@@ -358,11 +362,14 @@ func (o *owned) part(touched []addrKey) content {
 func (o *owned) derive(c *content, key addrKey) {
 	known := o.addrs[key.addr]
 	n := o.named[key.number]
-	if n == nil {
-		return
-	}
 	if i, ok := find(known, key.number); ok {
-		c.learned[key] = earlier(known[i].expires+grace, n.Deadline)
+		c.learned[key] = known[i].expires + grace
+		if n != nil {
+			c.learned[key] = earlier(c.learned[key], n.Deadline)
+		}
+	}
+	if n == nil {
+		return // its entries of hosts are stray
 	}
 	for _, k := range keysOf(n, key.addr) {
 		if _, fixed := o.fixed.hosts[k]; fixed {
@@ -408,7 +415,7 @@ func keysOf(n *policy.Named, addr netip.Addr) []policy.HostKey {
 // entryOf returns what n alone makes of the entry under key, if that is one of
 // its keys.
 func entryOf(n *policy.Named, key policy.HostKey) (p permit, check policy.Check, ok bool) {
-	if n.Proto != key.Proto {
+	if n == nil || n.Proto != key.Proto {
 		return permit{}, 0, false
 	}
 	for _, r := range n.Ranges {

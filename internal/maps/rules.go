@@ -36,8 +36,9 @@ type owned struct {
 	addrs   map[netip.Addr][]address
 	derived int // entries of hosts that follow from addrs
 
-	// After a restart, until Replace says what the owner's names are: learned
-	// entries of hosts that the kernel has.
+	// Learned entries of hosts that are there for reasons unknown: after a
+	// restart, until Replace says what the owner's names are, and after a failed
+	// removal.
 	stray map[policy.HostKey]permit
 }
 
@@ -88,6 +89,23 @@ func (o *owned) content() content {
 		}
 	}
 	return all
+}
+
+// remember adds to o what it came after, where that could not be removed.
+func (o *owned) remember(have *owned, there content) {
+	o.fixed = union(have.fixed, o.fixed)
+	for key, p := range there.hosts {
+		if p.flags&permitLearned != 0 {
+			o.stray[key] = p
+		}
+	}
+	for addr, known := range have.addrs {
+		for _, a := range known {
+			if o.named[a.number] == nil {
+				o.addrs[addr] = with(o.addrs[addr], a)
+			}
+		}
+	}
 }
 
 func openRules(t tables) (*Rules, error) {
@@ -178,10 +196,7 @@ func (r *Rules) replace(owner uint32, have, next *owned) error {
 	}
 	next.derived = len(to.hosts) - len(next.fixed.hosts)
 	if err := r.tables.remove(owner, from, to); err != nil {
-		// What may be there: the next change removes it.
-		next.fixed = union(have.fixed, next.fixed)
-		next.stray = from.hosts
-		maps.DeleteFunc(next.stray, func(_ policy.HostKey, p permit) bool { return p.flags&permitLearned == 0 })
+		next.remember(have, from) // what may be there: the next change removes it
 		r.owners[owner] = next
 		return err
 	}
