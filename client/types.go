@@ -247,6 +247,7 @@ type Record struct {
 	Name      string    `json:"name,omitempty"`        // kind dns: asked for; http: the Host; decision: the server name that TLS showed
 	Type      string    `json:"type,omitempty"`        // kind dns: A, AAAA, ...; http: the method
 	Addresses []string  `json:"addresses,omitempty"`   // kind dns: what was answered, at most 16
+	Expected  []string  `json:"expected,omitempty"`    // decision: the names that the address is allowed for, when none of them was shown
 	Rule      string    `json:"rule,omitempty"`
 	Hint      string    `json:"hint,omitempty"`  // the one command that would allow it
 	Count     uint64    `json:"count,omitempty"` // repeats folded into this record, or events lost

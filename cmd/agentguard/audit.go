@@ -54,7 +54,7 @@ func recordFlags() []cli.Flag {
 		&cli.StringFlag{Name: "task", Usage: "only of the task with `ID`"},
 		&cli.StringFlag{Name: "agent", Usage: "only of `AGENT`"},
 		&cli.StringFlag{Name: "verdict", Usage: "only decisions with `VERDICT`: allow, deny or would-deny"},
-		&cli.StringFlag{Name: "kind", Usage: "only of `KIND`: decision, task, grant, policy, daemon or lost"},
+		&cli.StringFlag{Name: "kind", Usage: "only of `KIND`: decision, dns, http, task, grant, policy, daemon or lost"},
 	}
 }
 

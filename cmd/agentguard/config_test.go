@@ -17,10 +17,13 @@ func TestReadConfig(t *testing.T) {
 		{"unknown", "group: root\ngruop: x\n", "[2:1] unknown field \"gruop\""},
 		{"unknown size", "sizes: {host: 1}\n", "unknown field \"host\""},
 		{"twice", "drain: 1s\ndrain: 2s\n", "[2:1]"},
-		{"bare number", "drain: 5\n", `drain "5": want a positive time`},
-		{"no time", "drain: soon\n", `drain "soon": want a positive time`},
-		{"negative", "drain: -5s\n", `drain "-5s": want a positive time`},
+		{"bare number", "drain: 5\n", `"5": want a positive time`},
+		{"no time", "drain: soon\n", `"soon": want a positive time`},
+		{"negative", "drain: -5s\n", `"-5s": want a positive time`},
 		{"comments", "# nothing\n", ""},
+		{"dns", "dns: {resolvers: [192.0.2.53, \"[2001:db8::53]:5353\"], minTTL: 10s, maxTTL: 5m, types: [A, AAAA], rate: 20}\n", ""},
+		{"resolver by name", "dns: {resolvers: [dns.example]}\n", `resolver "dns.example": want an address`},
+		{"unknown in dns", "dns: {resolver: 192.0.2.53}\n", `unknown field "resolver"`},
 		{"level", "logLevel: loud\n", "loud"},
 		{"group", "group: no-such-group\n", "groupadd --system no-such-group"},
 		{"not YAML", "{", "config.yaml"},
@@ -40,7 +43,7 @@ func TestReadConfig(t *testing.T) {
 			case err != nil:
 				t.Error(err)
 			case test.name == "all":
-				if got.gid != 4242 || got.Drain != drainTime(90*time.Second) || got.Sizes.Tasks != 10 || len(got.Trusted) != 1 {
+				if got.gid != 4242 || got.Drain != positiveTime(90*time.Second) || got.Sizes.Tasks != 10 || len(got.Trusted) != 1 {
 					t.Errorf("%+v", got)
 				}
 			case got.gid != -1:

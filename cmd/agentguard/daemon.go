@@ -31,7 +31,10 @@ sudo agentguard daemon --config /etc/agentguard/daemon.yaml
 
 Stopping or killing it stops no enforcement: rules and deadlines are in the kernel. To take
 everything out of the kernel, stop it and run ` + "`agentguard unload`" + `. ` + configHelp,
-		Flags:  []cli.Flag{&cli.StringFlag{Name: "config", Usage: "YAML `FILE` with the settings below"}},
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "config", Usage: "YAML `FILE` with the settings below"},
+			resolverFlag(),
+		},
 		Action: p.daemon,
 	}
 }
@@ -44,6 +47,10 @@ func (p *program) daemon(ctx *cli.Context) error {
 		return err
 	}
 	config, err := readConfig(ctx.String("config"))
+	if err != nil {
+		return err
+	}
+	resolvers, err := givenResolvers(ctx)
 	if err != nil {
 		return err
 	}
@@ -61,7 +68,11 @@ func (p *program) daemon(ctx *cli.Context) error {
 	}
 	defer socket.Remove()
 	log := p.logger(config.LogLevel)
-	engine, err := task.Open(stopping, config.engine(p.engineConfig(log)))
+	settings := config.engine(p.engineConfig(log))
+	if len(resolvers) > 0 {
+		settings.DNS.Resolvers = resolvers
+	}
+	engine, err := task.Open(stopping, settings)
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"agentguard.dev/agentguard/client"
-	"agentguard.dev/agentguard/internal/loader"
+	"agentguard.dev/agentguard/internal/names"
+	"agentguard.dev/agentguard/internal/task"
 )
 
 func (p *program) doctorCommand() *cli.Command {
@@ -48,7 +49,7 @@ func (p *program) doctor(ctx *cli.Context) error {
 // checks probes the kernel itself where it may, else asks the daemon.
 func (p *program) checks(ctx *cli.Context) ([]client.Check, error) {
 	if os.Geteuid() == 0 {
-		return loader.Probe(), nil
+		return task.Probe(names.Config{}), nil
 	}
 	daemon := p.client()
 	defer daemon.Close()

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -39,12 +38,9 @@ func (p *program) exec(ctx *cli.Context) error {
 	}
 	daemon := daemonHost{p.client(), p}
 	defer daemon.Close()
-	task, err := daemon.Task(ctx.Context, id)
+	task, err := daemon.Enter(ctx.Context, id)
 	if err != nil {
 		return guardError{err}
-	}
-	if task.State != client.TaskLive {
-		return guardError{fmt.Errorf("task %s has ended, at %s: begin another one", id, stampOf(task.Ended))}
 	}
 	code, spawnErr := spawn(ctx, task, argv)
 	return p.outcome(p.settle(ctx, daemon, task), code, spawnErr)

@@ -12,20 +12,26 @@ import (
 )
 
 // destinationHelp is the same wherever a DEST is taken.
-const destinationHelp = `DEST is [tcp://|udp://|icmp://]HOST[:PORTS]. HOST is an address or a prefix, IPv6 in brackets;
-PORTS are 443, 80,443, 8000-8100 or *. Without a scheme it is TCP.`
+const destinationHelp = `DEST is [tcp://|udp://|icmp://]HOST[:PORTS]. HOST is a name, *.NAME, an address or a prefix, IPv6 in
+brackets; PORTS are 443, 80,443, 8000-8100 or *. Without a scheme it is TCP. A connection to a name must
+be TLS that shows it, or on port 80 plain HTTP; --tls off takes anything.`
 
 func (p *program) grantCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "grant",
 		Usage:     "let a live task reach a destination for a while",
 		ArgsUsage: "ID DEST",
-		Description: `agentguard task grant build-7 192.0.2.10:443 --ttl 10m
+		Description: `agentguard task grant build-7 api.example.com:443 --ttl 10m
+agentguard task grant build-7 192.0.2.10:443 --ttl 10m
+agentguard task grant build-7 github.com:22 --tls off
 agentguard task grant build-7 'udp://[2001:db8::/32]:53'
 
 ` + destinationHelp + `
 Without --ttl the grant lasts until the task ends. Granting again sets the deadline anew.`,
-		Flags:  []cli.Flag{&cli.DurationFlag{Name: "ttl", DefaultText: "none", Usage: "how long, such as 90s or 1h; the kernel ends it by itself after that `TIME`"}},
+		Flags: []cli.Flag{
+			&cli.DurationFlag{Name: "ttl", DefaultText: "none", Usage: "how long, such as 90s or 1h; the kernel ends it by itself after that `TIME`"},
+			tlsFlag(),
+		},
 		Action: p.grant,
 	}
 }
@@ -37,7 +43,9 @@ func (p *program) grant(ctx *cli.Context) error {
 	}
 	daemon := p.client()
 	defer daemon.Close()
-	grant, err := daemon.Grant(ctx.Context, args[0], client.Grant{Destination: args[1], TTL: client.Duration(ctx.Duration("ttl"))})
+	grant, err := daemon.Grant(ctx.Context, args[0], client.Grant{
+		Destination: args[1], TLS: ctx.String("tls"), TTL: client.Duration(ctx.Duration("ttl")),
+	})
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -26,10 +27,14 @@ type host interface {
 }
 
 // host prefers the daemon and does without one if none listens.
-func (p *program) host(ctx context.Context) (host, error) {
+func (p *program) host(ctx context.Context, resolvers []netip.AddrPort) (host, error) {
 	daemon := p.client()
 	_, err := daemon.Status(ctx)
 	switch {
+	case err == nil && len(resolvers) > 0:
+		daemon.Close()
+		return nil, errors.New("a daemon runs, and it is the one that looks names up: " +
+			"name the resolvers in its configuration (dns: {resolvers: [...]}), not with --resolver")
 	case err == nil:
 		return daemonHost{daemon, p}, nil
 	case !errors.Is(err, client.ErrNoDaemon):
@@ -41,6 +46,7 @@ func (p *program) host(ctx context.Context) (host, error) {
 	if err := task.CollectPrivate(ctx, config, false); err != nil {
 		p.say("remove what earlier runs left: %v", err)
 	}
+	config.DNS.Resolvers = resolvers
 	config.Private = "run-" + strings.ToLower(rand.Text()[:10])
 	engine, err := task.Open(ctx, config)
 	if err != nil {

@@ -21,7 +21,7 @@ func TestPackagedConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := config{Drain: drainTime(5 * time.Second), LogLevel: slog.LevelInfo, gid: -1, Trusted: []string{}}
+	want := config{Drain: positiveTime(5 * time.Second), LogLevel: slog.LevelInfo, gid: -1, Trusted: []string{}}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

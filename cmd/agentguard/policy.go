@@ -125,6 +125,9 @@ func (p *program) validatePolicies(ctx *cli.Context) error {
 	return p.print(valid, func(w io.Writer) {
 		for _, policy := range valid {
 			fmt.Fprintf(w, "%s valid: %s, mode %s\n", printable(policy.Name), count(policy.Rules, "rule"), policy.Mode)
+			for _, note := range policy.Notes {
+				fmt.Fprintf(w, "  note: %s\n", printable(note))
+			}
 		}
 	})
 }

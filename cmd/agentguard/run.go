@@ -22,7 +22,8 @@ func (p *program) runCommand() *cli.Command {
 		Name:      "run",
 		Usage:     "run one command as a task of its own; needs no daemon",
 		ArgsUsage: "-- CMD [ARG...]",
-		Description: `sudo agentguard run --allow 192.0.2.10:443 -- ./my-agent
+		Description: `sudo agentguard run --allow api.example.com:443 -- ./my-agent
+sudo agentguard run --allow 192.0.2.10:443 --allow github.com:22 --tls off -- ./my-agent
 sudo agentguard run --allow '[2001:db8::/32]:8000-8100' --ttl 10m -- make test
 sudo agentguard run --agent coder --purpose "fix #12" -- ./my-agent
 
@@ -33,6 +34,7 @@ stderr. The command runs as the user who called sudo. When it exits, what it has
 its connections are cut, and what it started is killed. The exit code is the command's.`,
 		Flags: append(taskFlags(),
 			&cli.StringFlag{Name: "user", Usage: "run as `USER`, a name, UID or UID:GID, instead of the user who called sudo"},
+			resolverFlag(),
 			drainFlag(),
 		),
 		Action: p.run,
@@ -66,7 +68,11 @@ func (p *program) run(ctx *cli.Context) error {
 	if request.Agent == "" && request.Policy == "" && len(request.Allow) == 0 {
 		request.Policy = nothing
 	}
-	host, err := p.host(ctx.Context)
+	resolvers, err := givenResolvers(ctx)
+	if err != nil {
+		return guardError{err}
+	}
+	host, err := p.host(ctx.Context, resolvers)
 	if err != nil {
 		return guardError{err}
 	}

@@ -84,6 +84,7 @@ func writeStatus(w io.Writer, s client.Status) {
 		"guards", strings.Join(s.Guards, " "),
 		"tasks", fmt.Sprint(s.Tasks),
 		"policies", fmt.Sprint(s.Policies),
+		"names", namesLine(s.Names),
 		"lost events", fmt.Sprint(s.Lost),
 	)
 	if len(s.Maps) == 0 {
@@ -95,4 +96,12 @@ func writeStatus(w io.Writer, s client.Status) {
 		rows[i] = []string{m.Name, fmt.Sprint(m.Entries), fmt.Sprint(m.Max)}
 	}
 	table(w, []string{"MAP", "ENTRIES", "MAX"}, rows)
+}
+
+// namesLine is empty where no task's rules have names.
+func namesLine(n client.NamesStatus) string {
+	if n.Stations == 0 && n.Learned == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s known, DNS answered in %s", count(n.Learned, "address"), count(n.Stations, "network namespace"))
 }

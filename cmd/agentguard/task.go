@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -180,9 +181,21 @@ func writeTask(w io.Writer, t client.Task) {
 		fmt.Fprintln(w)
 		rows := make([][]string, len(t.Grants))
 		for i, g := range t.Grants {
-			rows[i] = []string{g.Destination, orDash(stampOf(g.Deadline))}
+			rows[i] = []string{withTLS(g), orDash(stampOf(g.Deadline))}
 		}
 		table(w, []string{"GRANT", "DEADLINE"}, rows)
+	}
+	if len(t.Learned) > 0 {
+		fmt.Fprintln(w)
+		rows := make([][]string, len(t.Learned))
+		for i, n := range t.Learned {
+			addresses := strings.Join(n.Addresses, " ")
+			if n.More > 0 {
+				addresses += fmt.Sprintf(" and %d more", n.More)
+			}
+			rows[i] = []string{n.Name, addresses}
+		}
+		table(w, []string{"NAME", "ADDRESSES"}, rows)
 	}
 	if len(t.Counters) > 0 {
 		fmt.Fprintln(w)
@@ -192,4 +205,12 @@ func writeTask(w io.Writer, t client.Task) {
 		}
 		table(w, []string{"RULE", "ALLOWED", "DENIED", "PACKETS", "BYTES"}, rows)
 	}
+}
+
+// withTLS is the grant's destination, with what it says of TLS.
+func withTLS(g client.Grant) string {
+	if g.TLS == "" {
+		return g.Destination
+	}
+	return g.Destination + " tls: " + g.TLS
 }

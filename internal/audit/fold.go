@@ -18,15 +18,16 @@ type FoldOptions struct {
 }
 
 // Fold makes few records of many equal decisions. The first passes at once.
-// Equal ones (task, verdict, reason, destination) that come within the window
+// Equal ones (kind, task, verdict, reason, destination, name) that come within the window
 // are only counted, and at its end make one record, whose Count is their number
 // and whose other fields are the last one's; while they keep coming there is one
 // such record a window. So the sum of Count, an absent one taken as 1, is the
 // number of decisions.
 //
-// A task with more than MaxTask different decisions in a window has the rest
-// folded into records without a destination: a port scan does not push the
-// history of others out of the log.
+// A task with more than MaxTask different decisions of one kind in a window has
+// the rest folded into records without destination and name: a port scan does
+// not push the history of others out of the log, nor do made-up names the task's
+// own connections.
 //
 // Times are arguments; whoever owns the Fold calls Expire when Next says so. A
 // Fold is for one goroutine.
@@ -34,12 +35,15 @@ type Fold struct {
 	opt   FoldOptions
 	keys  map[foldKey]*list.Element
 	order list.List // of *folded, by the end of the window
-	tasks map[string]int
+	tasks map[foldTask]int
 }
 
+type foldTask struct{ task, kind string }
+
 type foldKey struct {
-	task, verdict, reason, dest string
-	rest                        bool // everything beyond MaxTask
+	foldTask
+	verdict, reason, dest, name, asked string
+	rest                               bool // everything beyond MaxTask
 }
 
 type folded struct {
@@ -60,22 +64,23 @@ func NewFold(opt FoldOptions) *Fold {
 	if opt.MaxTask <= 0 {
 		opt.MaxTask = 256
 	}
-	return &Fold{opt: opt, keys: map[foldKey]*list.Element{}, tasks: map[string]int{}}
+	return &Fold{opt: opt, keys: map[foldKey]*list.Element{}, tasks: map[foldTask]int{}}
 }
 
 // Add takes a record in and returns those to write now. Records that are no
 // decisions pass as they are.
 func (f *Fold) Add(now time.Time, r client.Record) []client.Record {
 	out := f.Expire(now)
-	if r.Kind != "decision" {
+	if !isDecision(r) {
 		return append(out, r)
 	}
-	key := foldKey{task: r.Task, verdict: r.Verdict, reason: r.Reason, dest: r.Dest}
+	whose := foldTask{r.Task, r.Kind}
+	key := foldKey{foldTask: whose, verdict: r.Verdict, reason: r.Reason, dest: r.Dest, name: r.Name, asked: r.Type}
 	if f.count(key, r) {
 		return out
 	}
-	if f.tasks[r.Task] >= f.opt.MaxTask {
-		key = foldKey{task: r.Task, verdict: r.Verdict, rest: true}
+	if f.tasks[whose] >= f.opt.MaxTask {
+		key = foldKey{foldTask: whose, verdict: r.Verdict, rest: true}
 		if f.count(key, r) {
 			return out
 		}
@@ -84,7 +89,7 @@ func (f *Fold) Add(now time.Time, r client.Record) []client.Record {
 		out = append(out, f.drop(f.order.Front())...)
 	}
 	f.keys[key] = f.order.PushBack(&folded{key: key, ends: now.Add(f.opt.Window)})
-	f.tasks[key.task]++
+	f.tasks[whose]++
 	return append(out, r)
 }
 
@@ -146,8 +151,8 @@ func (f *Fold) drop(e *list.Element) []client.Record {
 func (f *Fold) forget(e *list.Element) {
 	d := f.order.Remove(e).(*folded)
 	delete(f.keys, d.key)
-	if f.tasks[d.key.task]--; f.tasks[d.key.task] == 0 {
-		delete(f.tasks, d.key.task)
+	if f.tasks[d.key.foldTask]--; f.tasks[d.key.foldTask] == 0 {
+		delete(f.tasks, d.key.foldTask)
 	}
 }
 
@@ -156,6 +161,7 @@ func (f *Fold) summary(d *folded) client.Record {
 	r.Count = d.repeats
 	if d.key.rest {
 		r.Reason, r.Dest, r.Rule, r.Hint = "", "", "", ""
+		r.Name, r.Type, r.Addresses, r.Expected = "", "", nil, nil
 		r.Detail = fmt.Sprintf("more than %d different decisions in %v", f.opt.MaxTask, f.opt.Window)
 	}
 	return r

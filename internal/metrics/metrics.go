@@ -36,6 +36,7 @@ type collector struct{ source Source }
 // descriptions is a constant that Go cannot express as one.
 var descriptions = struct {
 	ready, build, tasks, policies, entries, limit, lost, decisions, packets, bytes *prometheus.Desc
+	stations, learned, queries, requests                                           *prometheus.Desc
 }{
 	ready:     describe("ready", "Whether the guard is attached and enforcing."),
 	build:     describe("build_info", "The version of the running daemon, as a label.", "version"),
@@ -47,6 +48,10 @@ var descriptions = struct {
 	decisions: describe("decisions_total", "Connections and first datagrams decided, by agent, rule and verdict.", "agent", "rule", "verdict"),
 	packets:   describe("packets_total", "Packets that left tasks, by agent and rule.", "agent", "rule"),
 	bytes:     describe("bytes_total", "Bytes that left tasks, by agent and rule; network headers included.", "agent", "rule"),
+	stations:  describe("dns_stations", "Network namespaces in which DNS of tasks is answered."),
+	learned:   describe("learned_addresses", "Addresses that are known for names of rules and grants."),
+	queries:   describe("dns_queries_total", "DNS questions of tasks, by verdict.", "verdict"),
+	requests:  describe("http_requests_total", "Plain HTTP requests of tasks through the relay, by verdict.", "verdict"),
 }
 
 func describe(name, help string, labels ...string) *prometheus.Desc {
@@ -56,7 +61,8 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	d := descriptions
-	for _, desc := range []*prometheus.Desc{d.ready, d.build, d.tasks, d.policies, d.entries, d.limit, d.lost, d.decisions, d.packets, d.bytes} {
+	for _, desc := range []*prometheus.Desc{d.ready, d.build, d.tasks, d.policies, d.entries, d.limit, d.lost, d.decisions, d.packets, d.bytes,
+		d.stations, d.learned, d.queries, d.requests} {
 		out <- desc
 	}
 }
@@ -78,6 +84,14 @@ func (c *collector) collectStatus(out chan<- prometheus.Metric) {
 	out <- gauge(descriptions.build, 1, status.Version)
 	out <- gauge(descriptions.policies, float64(status.Policies))
 	out <- counter(descriptions.lost, status.Lost)
+	out <- gauge(descriptions.stations, float64(status.Names.Stations))
+	out <- gauge(descriptions.learned, float64(status.Names.Learned))
+	for verdict, n := range status.Names.Queries {
+		out <- counter(descriptions.queries, n, verdict)
+	}
+	for verdict, n := range status.Names.Requests {
+		out <- counter(descriptions.requests, n, verdict)
+	}
 	for _, m := range status.Maps {
 		out <- gauge(descriptions.entries, float64(m.Entries), m.Name)
 		out <- gauge(descriptions.limit, float64(m.Max), m.Name)

@@ -124,7 +124,7 @@ func (e *Engine) beginClaimed(ctx context.Context, t *task, w wish) (client.Task
 		defer e.adopting.Unlock()
 	}
 	var u undo
-	if err := u.after(e.begin(t, w, &u)); err != nil {
+	if err := u.after(e.begin(ctx, t, w, &u)); err != nil {
 		e.mu.Lock()
 		delete(e.tasks, t.id)
 		e.mu.Unlock()
@@ -137,7 +137,7 @@ func (e *Engine) beginClaimed(ctx context.Context, t *task, w wish) (client.Task
 
 // begin does everything that can fail. The kernel's record of the task is what
 // makes it live; all before that can be taken back unseen.
-func (e *Engine) begin(t *task, w wish, u *undo) error {
+func (e *Engine) begin(ctx context.Context, t *task, w wish, u *undo) error {
 	t.agent = e.sharedAgent(w)
 	if t.agent != nil {
 		// A change of the policy waits until this task is on record with the
@@ -162,6 +162,9 @@ func (e *Engine) begin(t *task, w wish, u *undo) error {
 	}
 	defer dir.Close()
 	if err := e.writeRules(t, v, u); err != nil {
+		return err
+	}
+	if err := e.prepareNames(ctx, t, u); err != nil {
 		return err
 	}
 	return e.enforce(t, v, dir, u)
@@ -213,7 +216,7 @@ func (e *Engine) write(t *task, w wish, v *version) error {
 		if err != nil {
 			return wrap("begin task "+t.id, err)
 		}
-		grants = append(grants, grant{Destination: d.String(), Rule: rule})
+		grants = append(grants, grant{Destination: d.String(), TLS: w.tlsOf(d), Rule: rule})
 	}
 	ttl := time.Duration(w.request.TTL)
 	if ttl == 0 {
@@ -257,7 +260,30 @@ func (e *Engine) writeRules(t *task, v *version, u *undo) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.version, t.kernel = v, v.kernelRecord(&t.record, grants)
+	t.version, t.granted, t.kernel = v, grants, v.kernelRecord(&t.record, grants)
+	return nil
+}
+
+// prepareNames opens the stations of a task with names before the task is in
+// force: where its caller is, and where the processes of an adopted cgroup are.
+func (e *Engine) prepareNames(ctx context.Context, t *task, u *undo) error {
+	if !t.hasNames() {
+		return nil
+	}
+	u.add(func() error {
+		e.stations.leave(t.number)
+		for _, id := range t.spaces() {
+			e.spaces.release(id)
+		}
+		return nil
+	})
+	e.rememberCaller(ctx, t)
+	if t.Adopted {
+		e.discoverAll(t)
+	}
+	if err := e.station(t); err != nil {
+		return wrap("begin task "+t.id, err)
+	}
 	return nil
 }
 
@@ -300,6 +326,25 @@ func (e *Engine) enforce(t *task, v *version, dir *cgroup.Dir, u *undo) error {
 		e.log.Error("store a task", "task", t.id, "err", err)
 	}
 	return nil
+}
+
+// Enter says that the caller is about to start a process in a live task, in its
+// own network namespace.
+func (e *Engine) Enter(ctx context.Context, id string) (client.Task, error) {
+	if err := e.enter(); err != nil {
+		return client.Task{}, err
+	}
+	defer e.leave()
+	t, err := e.lockLive(ctx, id)
+	if err != nil {
+		return client.Task{}, err
+	}
+	defer t.step.unlock()
+	e.rememberCaller(ctx, t)
+	if err := e.station(t); err != nil {
+		return client.Task{}, wrap("enter task "+id, err)
+	}
+	return t.describe(), nil
 }
 
 // settle does for a task that is live what need not hold up anything else: it

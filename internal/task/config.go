@@ -10,6 +10,7 @@ import (
 
 	"agentguard.dev/agentguard/internal/cgroup"
 	"agentguard.dev/agentguard/internal/loader"
+	"agentguard.dev/agentguard/internal/names"
 )
 
 // Config says where an engine keeps what it owns. The zero value of every field
@@ -29,6 +30,11 @@ type Config struct {
 	// operator's, as that of the machine itself is in any case: a destination
 	// that was rewritten there is judged by what was asked for.
 	TrustedNamespaces []string
+
+	// DNS is how names are looked up for tasks whose rules have names. Its
+	// Resolvers, if any, take the place of those of resolv.conf everywhere; its Log
+	// is this one's.
+	DNS names.Config
 
 	Sizes   loader.Sizes  // of the kernel's maps
 	Drain   time.Duration // how long Drain waits when not told; 5 s when zero

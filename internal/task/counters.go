@@ -6,9 +6,11 @@ import (
 	"cmp"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"agentguard.dev/agentguard/client"
 	"agentguard.dev/agentguard/internal/maps"
+	"agentguard.dev/agentguard/internal/names"
 )
 
 // Total is what one rule did for all tasks of one agent, ended ones included,
@@ -28,6 +30,28 @@ type Total struct {
 type totals struct {
 	mu    sync.Mutex
 	ended map[totalKey]maps.Counter
+
+	queries, requests verdicts
+}
+
+// verdicts counts what was decided in this process: allow, deny, would-deny.
+type verdicts struct{ allow, deny, wouldDeny atomic.Uint64 }
+
+func (v *verdicts) add(verdict string) {
+	switch verdict {
+	case names.Allow:
+		v.allow.Add(1)
+	case names.WouldDeny:
+		v.wouldDeny.Add(1)
+	default:
+		v.deny.Add(1)
+	}
+}
+
+func (v *verdicts) all() map[string]uint64 {
+	return map[string]uint64{
+		names.Allow: v.allow.Load(), names.Deny: v.deny.Load(), names.WouldDeny: v.wouldDeny.Load(),
+	}
 }
 
 type totalKey struct{ agent, rule string }

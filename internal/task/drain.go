@@ -67,7 +67,7 @@ func (e *Engine) drain(ctx context.Context, t *task, patience time.Duration) (cl
 
 // undrained counts the sockets that hold data which is not acknowledged.
 func (e *Engine) undrained(ctx context.Context, t *task) (int, error) {
-	t.discoverAll(e.spaces)
+	e.discoverAll(t)
 	handles, release := e.spaces.hold(t.spaces())
 	defer release()
 	sockets, err := e.kernel.Sockets(ctx, handles, t.number)

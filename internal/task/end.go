@@ -97,6 +97,7 @@ func (e *Engine) end(ctx context.Context, t *task, why ending) (client.EndResult
 		return client.EndResult{}, kernelError("end task "+t.id, err)
 	}
 	result := client.EndResult{Destroyed: e.cut(t)}
+	e.stations.relay.Cut(t.number) // what it had relayed leaves by sockets of the relay
 	e.setState(t, maps.StateDead)
 	var left *leftover
 	result.Killed, left = e.clear(t, why)
@@ -231,7 +232,7 @@ func (e *Engine) conclude(ctx context.Context, t *task, left *leftover, result c
 	t.Ended, t.Counters = &now, counters
 	t.Mode, t.Last = t.version.policy.Mode.String(), wallTime(t.record.Deadline)
 	t.Request.Policy, t.Own, t.Grants = "", nil, nil
-	t.state, t.version = client.TaskEnded, nil
+	t.state, t.version, t.granted = client.TaskEnded, nil, policy.Compiled{}
 	e.schedule.remove(t.expiry)
 	for _, x := range t.expiries {
 		e.schedule.remove(x)
@@ -242,6 +243,8 @@ func (e *Engine) conclude(ctx context.Context, t *task, left *leftover, result c
 	stored := t.record
 	t.mu.Unlock()
 
+	e.stations.leave(t.number)
+	e.stations.names.Forget(t.number)
 	for id := range spaces {
 		e.spaces.release(id)
 	}

@@ -37,6 +37,7 @@ type Engine struct {
 	maps     *maps.Set
 	records  *recorder
 	spaces   *namespaces
+	stations *stations
 	sweeper  *sweeper
 	schedule *schedule
 	owners   *sequence // numbers of tasks and of policy versions
@@ -56,8 +57,9 @@ type Engine struct {
 	closing   context.Context // ends when a Close begins to wait for the gate
 	stopWaits context.CancelFunc
 
-	applying sync.Mutex // one change of policies at a time
-	adopting sync.Mutex // one cgroup is adopted at a time, so that none overlap
+	learning sync.RWMutex // held for writing while tasks change their policy, for reading while addresses are learned
+	applying sync.Mutex   // one change of policies at a time
+	adopting sync.Mutex   // one cgroup is adopted at a time, so that none overlap
 
 	mu        sync.Mutex
 	tasks     map[string]*task // those being begun included
@@ -130,6 +132,9 @@ func (e *Engine) open(ctx context.Context, stateDir, pinDir, root string) (err e
 		return err
 	}
 	if err := e.trustNamespaces(); err != nil {
+		return err
+	}
+	if err := e.openStations(); err != nil {
 		return err
 	}
 	e.sweeper = newSweeper(e.kernel, e.spaces)
@@ -241,6 +246,9 @@ func (e *Engine) quiesce() []error {
 	}
 	e.stop()
 	e.readers.Wait()
+	if e.stations != nil {
+		e.stations.close()
+	}
 	if e.records != nil {
 		errs = append(errs, e.records.close())
 	}

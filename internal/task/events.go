@@ -35,6 +35,7 @@ func (e *Engine) decided(event loader.Event) {
 		Process: event.Process,
 		Dest:    destinationOf(event),
 		Detail:  detailOf(event),
+		Name:    event.Name,
 	}
 	if event.PID != 0 {
 		r.UID = &event.UID
@@ -54,23 +55,29 @@ func (e *Engine) attribute(r *client.Record, t *task, event loader.Event) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r.Task, r.Agent, r.Purpose = t.id, t.Agent, t.Request.Purpose
+	if wantsName(event.Reason) && t.version != nil {
+		r.Expected = e.expected(t, event.Addr)
+	}
 	if event.Verdict != loader.Allow && t.state == client.TaskLive {
-		r.Hint = e.hint(t, event, r.Dest)
+		r.Hint = e.hint(t, event, r)
 	}
 }
 
 // hint is the one command that would allow what was denied, where there is one.
-func (e *Engine) hint(t *task, event loader.Event, dest string) string {
+func (e *Engine) hint(t *task, event loader.Event, r *client.Record) string {
 	switch event.Reason {
 	case loader.ReasonNoRule, loader.ReasonRuleExpired, loader.ReasonNotOwn:
-		d, err := policy.ParseDestination(dest)
-		if err != nil {
-			return ""
+		return e.grantHint(t, r.Dest, "")
+	case loader.ReasonSNI:
+		return e.nameHint(t, event.Name, event.Port, "")
+	case loader.ReasonNotTLS, loader.ReasonNoSNI, loader.ReasonECH, loader.ReasonHello, loader.ReasonShared:
+		if len(r.Expected) > 0 {
+			return e.nameHint(t, r.Expected[0], event.Port, tlsOff)
 		}
-		if e.cfg.Private != "" {
-			return fmt.Sprintf("agentguard run --allow '%s'", d)
+	case loader.ReasonQUIC:
+		if len(r.Expected) > 0 {
+			return e.grantHint(t, fmt.Sprintf("udp://%s:%d", r.Expected[0], event.Port), tlsOff)
 		}
-		return fmt.Sprintf("agentguard task grant %s '%s' --ttl 10m", t.id, d)
 	case loader.ReasonIngress:
 		return e.policyHint(t, "an ingress rule for the peer")
 	case loader.ReasonSocket:
@@ -82,6 +89,55 @@ func (e *Engine) hint(t *task, event loader.Event, dest string) string {
 		}
 	}
 	return ""
+}
+
+// wantsName says whether a flow was denied for what it showed, or did not show,
+// of the name that its address is allowed for.
+func wantsName(reason loader.Reason) bool {
+	switch reason {
+	case loader.ReasonQUIC, loader.ReasonNotTLS, loader.ReasonNoSNI, loader.ReasonSNI, loader.ReasonECH,
+		loader.ReasonHello, loader.ReasonShared, loader.ReasonHTTP:
+		return true
+	}
+	return false
+}
+
+// maxExpected bounds the names of one record.
+const maxExpected = 4
+
+// expected are the names for which a task has learned an address. The caller
+// holds t.mu.
+func (e *Engine) expected(t *task, addr netip.Addr) []string {
+	var texts []string
+	for _, name := range e.learnedNames([2]uint32{t.version.numbering.Owner, t.number}, addr) {
+		if len(texts) < maxExpected {
+			texts = append(texts, string(name))
+		}
+	}
+	return texts
+}
+
+// nameHint is the command that allows a name, if it is one.
+func (e *Engine) nameHint(t *task, name string, port uint16, tls string) string {
+	if _, err := policy.ParseName(name); err != nil {
+		return ""
+	}
+	return e.grantHint(t, fmt.Sprintf("%s:%d", name, port), tls)
+}
+
+// grantHint is the command that allows a destination, if it is one.
+func (e *Engine) grantHint(t *task, dest, tls string) string {
+	d, err := policy.ParseDestination(dest)
+	if err != nil {
+		return ""
+	}
+	if tls != "" {
+		tls = " --tls " + tls
+	}
+	if e.cfg.Private != "" {
+		return fmt.Sprintf("agentguard run --allow '%s'%s", d, tls)
+	}
+	return fmt.Sprintf("agentguard task grant %s '%s'%s --ttl 10m", t.id, d, tls)
 }
 
 // policyHint says how a task gets what only a policy can give.
@@ -101,10 +157,17 @@ func (e *Engine) follow(t *task, event loader.Event) {
 	if !e.spaces.known(event.Netns) {
 		e.seek(t, int(event.PID))
 	}
-	// A packet of a connection that was allowed once: its program is to notice.
-	if event.Verdict == loader.Deny && event.Hook == loader.HookEgress && event.Proto == policy.TCP &&
-		event.Reason != loader.ReasonNotOwn && event.Reason != loader.ReasonIngress {
-		e.sweepSoon(t)
+	if event.Verdict != loader.Deny || event.Hook != loader.HookEgress || event.Proto != policy.TCP {
+		return
+	}
+	// A packet of a connection that was allowed once, or has shown a wrong name:
+	// its program is to notice.
+	switch {
+	case event.Reason == loader.ReasonNotOwn, event.Reason == loader.ReasonIngress:
+	case wantsName(event.Reason):
+		e.sweepSoon(t, refusedInterval)
+	default:
+		e.sweepSoon(t, sweepInterval)
 	}
 }
 
@@ -112,7 +175,7 @@ func (e *Engine) follow(t *task, event loader.Event) {
 // that was seen there, or in all of them, but not over and over.
 func (e *Engine) seek(t *task, pid int) {
 	if pid != 0 {
-		t.discover(e.spaces, pid)
+		e.discover(t, pid)
 		return
 	}
 	t.mu.Lock()
@@ -122,28 +185,39 @@ func (e *Engine) seek(t *task, pid int) {
 	}
 	t.mu.Unlock()
 	if !soon {
-		e.background.Go(func() { t.discoverAll(e.spaces) })
+		e.background.Go(func() { e.discoverAll(t) })
 	}
 }
 
+// How often a task can make the engine look for its namespaces, and for
+// sockets that are to be destroyed because a packet was denied.
 const (
-	seekInterval  = time.Second
-	sweepInterval = time.Second
+	seekInterval    = time.Second
+	sweepInterval   = time.Second
+	refusedInterval = 100 * time.Millisecond
 )
 
-// sweepSoon starts a sweep on behalf of t, but not over and over.
-func (e *Engine) sweepSoon(t *task) {
+// sweepSoon starts a sweep on behalf of t: at once, or when the interval since
+// the last one is over. What is asked for meanwhile waits for the same one.
+func (e *Engine) sweepSoon(t *task, interval time.Duration) {
 	t.mu.Lock()
-	soon := time.Since(t.swept) < sweepInterval
-	if !soon {
-		t.swept = time.Now()
-	}
+	asked := t.sweeping
+	t.sweeping = true
+	wait := interval - time.Since(t.swept)
 	t.mu.Unlock()
-	if soon {
+	if asked {
 		return
 	}
 	// Not here: a sweep waits for the reader of events, which this is.
 	e.background.Go(func() {
+		select {
+		case <-time.After(max(wait, 0)):
+		case <-e.ctx.Done():
+		case <-e.closing.Done():
+		}
+		t.mu.Lock()
+		t.sweeping, t.swept = false, time.Now()
+		t.mu.Unlock()
 		if _, err := e.sweepTasks(t); err != nil && e.ctx.Err() == nil {
 			e.log.Error("destroy sockets that are no longer allowed; their packets are dropped", "task", t.id, "err", err)
 		}

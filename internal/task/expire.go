@@ -5,8 +5,10 @@ package task
 import (
 	"context"
 	"slices"
+	"time"
 
 	"agentguard.dev/agentguard/internal/loader"
+	"agentguard.dev/agentguard/internal/netns"
 )
 
 // due is called when a deadline has passed. The kernel has been denying since
@@ -58,6 +60,33 @@ func (e *Engine) expireGrant(t *task, rule uint32) {
 		e.log.Error("destroy the sockets of an expired grant; their packets are dropped", "task", t.id, "err", err)
 	}
 	e.recordGrant(context.Background(), t, "expire", grants[at].Destination, "")
+}
+
+// learnedIdle is for how long nothing of a flow in progress has to be seen
+// before its address, once expired, is forgotten.
+const learnedIdle = time.Minute
+
+// expireLearned frees addresses whose time is over and that no flow uses. The
+// listing counts as use of every address that a socket is connected to.
+func (e *Engine) expireLearned() {
+	if e.maps.Rules.CountLearned() == 0 {
+		return
+	}
+	var in []netns.ID
+	for _, t := range e.live() {
+		if t.hasNames() {
+			in = append(in, t.spaces()...)
+		}
+	}
+	handles, release := e.spaces.hold(in)
+	_, err := e.kernel.Sockets(e.ctx, handles, 0)
+	release()
+	if err == nil {
+		_, err = e.maps.Rules.Expire(loader.Now(), learnedIdle)
+	}
+	if err != nil && e.ctx.Err() == nil {
+		e.log.Error("forget addresses whose time is over", "err", err)
+	}
 }
 
 // passed says whether a deadline lies in the past; 0 is none.

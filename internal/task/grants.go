@@ -27,20 +27,27 @@ func (e *Engine) Grant(ctx context.Context, id string, g client.Grant) (client.G
 	if err != nil {
 		return client.Grant{}, invalidf("grant: %v", err)
 	}
+	if err := checkTLS(g.TLS); err != nil {
+		return client.Grant{}, wrap("grant", err)
+	}
+	wanted := grant{Destination: d.String()}
+	if d.Name != "" {
+		wanted.TLS = g.TLS
+	}
 	t, err := e.lockLive(ctx, id)
 	if err != nil {
 		return client.Grant{}, err
 	}
 	defer t.step.unlock()
-	return e.grant(ctx, t, d.String(), time.Duration(g.TTL))
+	return e.grant(ctx, t, wanted, time.Duration(g.TTL))
 }
 
-func (e *Engine) grant(ctx context.Context, t *task, destination string, ttl time.Duration) (client.Grant, error) {
+func (e *Engine) grant(ctx context.Context, t *task, wanted grant, ttl time.Duration) (client.Grant, error) {
 	t.mu.Lock()
 	grants := slices.Clone(t.Grants)
 	t.mu.Unlock()
 	deadline := deadlineIn(ttl)
-	at := slices.IndexFunc(grants, func(g grant) bool { return g.Destination == destination })
+	at := slices.IndexFunc(grants, func(g grant) bool { return g.Destination == wanted.Destination })
 	existing := at >= 0 && !grants[at].Revoked
 	if at < 0 {
 		rule, err := e.rules.next()
@@ -48,17 +55,24 @@ func (e *Engine) grant(ctx context.Context, t *task, destination string, ttl tim
 			return client.Grant{}, wrap("grant to task "+t.id, err)
 		}
 		at = len(grants)
-		grants = append(grants, grant{Destination: destination, Rule: rule})
+		wanted.Rule = rule
+		grants = append(grants, wanted)
 	}
-	grants[at].Deadline, grants[at].Revoked = deadline, false
+	grants[at].TLS, grants[at].Deadline, grants[at].Revoked = wanted.TLS, deadline, false
 	if err := e.setGrants(t, grants); err != nil {
 		return client.Grant{}, err
 	}
 	given := grants[at]
+	if existing {
+		e.recheck(t) // it may say something else of TLS now
+	}
 	e.scheduleGrant(t, given)
 	detail := "until the task ends"
 	if ttl != 0 {
 		detail = "for " + ttl.String()
+	}
+	if given.TLS != "" {
+		detail += ", tls: " + given.TLS
 	}
 	e.recordGrant(ctx, t, "add", given.Destination, detail)
 	d := given.describe()
@@ -73,6 +87,11 @@ func (e *Engine) setGrants(t *task, grants []grant) error {
 	compiled, err := compileGrants(grants)
 	if err != nil {
 		return invalidf("%s: %v", step, err)
+	}
+	if len(compiled.Named) > 0 {
+		if err := e.stationFor(t); err != nil {
+			return wrap(step, err)
+		}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -96,22 +115,28 @@ func (e *Engine) setGrants(t *task, grants []grant) error {
 
 // writeGrants is called with t.mu held.
 func (e *Engine) writeGrants(t *task, compiled policy.Compiled) error {
-	old := e.maps.Rules.Get(t.number)
+	old := t.granted
 	if err := e.maps.Rules.Replace(t.number, compiled); err != nil {
 		return err
 	}
 	next := t.version.kernelRecord(&t.record, compiled)
-	if next == t.kernel {
-		return nil
-	}
-	if err := e.maps.Tasks.Put(t.CgroupID, next); err != nil {
-		if undo := e.maps.Rules.Replace(t.number, old); undo != nil {
-			e.log.Error("take back a grant in the kernel", "task", t.id, "err", undo)
+	if next != t.kernel {
+		if err := e.maps.Tasks.Put(t.CgroupID, next); err != nil {
+			if undo := e.maps.Rules.Replace(t.number, old); undo != nil {
+				e.log.Error("take back a grant in the kernel", "task", t.id, "err", undo)
+			}
+			return err
 		}
-		return err
 	}
-	t.kernel = next
+	t.granted, t.kernel = compiled, next
 	return nil
+}
+
+// recheck closes the connections of the relay that t may no longer have.
+func (e *Engine) recheck(t *task) {
+	if t.hasNames() {
+		e.stations.relay.Recheck(t.number)
+	}
 }
 
 func (e *Engine) scheduleGrant(t *task, g grant) {
@@ -164,6 +189,7 @@ func (e *Engine) Revoke(ctx context.Context, id, destination string) (client.Rev
 			e.scheduleGrant(t, grant{Rule: g.Rule})
 		}
 	}
+	e.recheck(t)
 	destroyed, err := e.sweepTasks(t)
 	if err != nil {
 		return client.RevokeResult{}, wrap("revoke: the grant is gone and its packets are dropped, but its sockets could not be destroyed", err)
@@ -196,22 +222,12 @@ func (e *Engine) stillAllowed(t *task, d policy.Destination, grants []grant, rul
 
 // covers says whether every one of to lies within d.
 func covers(d policy.Destination, to []policy.Destination) bool {
-	return len(to) > 0 && !slices.ContainsFunc(to, func(o policy.Destination) bool {
-		return d.Proto != o.Proto || d.Prefix.Bits() > o.Prefix.Bits() || !d.Prefix.Contains(o.Prefix.Addr()) ||
-			slices.ContainsFunc(o.Ports, func(p policy.Ports) bool {
-				return !slices.ContainsFunc(d.Ports, func(q policy.Ports) bool { return q.Lo <= p.Lo && p.Hi <= q.Hi })
-			})
-	})
+	return len(to) > 0 && !slices.ContainsFunc(to, func(o policy.Destination) bool { return !d.Covers(o) })
 }
 
-// overlaps says whether one of to has an address and port in common with d.
+// overlaps says whether one of to has flows in common with d.
 func overlaps(d policy.Destination, to []policy.Destination) bool {
-	return slices.ContainsFunc(to, func(o policy.Destination) bool {
-		return d.Proto == o.Proto && d.Prefix.Overlaps(o.Prefix) &&
-			(!d.Proto.HasPorts() || slices.ContainsFunc(o.Ports, func(p policy.Ports) bool {
-				return slices.ContainsFunc(d.Ports, func(q policy.Ports) bool { return q.Lo <= p.Hi && p.Lo <= q.Hi })
-			}))
-	})
+	return slices.ContainsFunc(to, d.Overlaps)
 }
 
 // lockLive returns a live task with its step locked.

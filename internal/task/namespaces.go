@@ -5,6 +5,7 @@ package task
 import (
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 
 	"agentguard.dev/agentguard/internal/localaddr"
@@ -26,6 +27,7 @@ type namespaces struct {
 
 type namespace struct {
 	handle *netns.Handle
+	path   string // by which it was found; the process there may be gone
 	users  int
 }
 
@@ -86,12 +88,38 @@ func (n *namespaces) use(id netns.ID, path string) bool {
 		if err := n.watcher.Add(handle); err != nil {
 			n.log.Warn("addresses of a network namespace stay unknown: its own count as remote", "err", err)
 		}
-		ns = &namespace{handle: handle}
+		ns = &namespace{handle: handle, path: path}
 		n.inUse[id] = ns
 		n.byCookie[handle.Cookie()] = id
 	}
 	ns.users++
 	return true
+}
+
+// discover finds the namespaces of processes and keeps them for the task, with
+// stations in them if it has names.
+func (e *Engine) discover(t *task, pids ...int) {
+	for _, pid := range pids {
+		for id, path := range netns.OfThreads(pid) {
+			t.keep(e.spaces, id, path)
+		}
+	}
+	if err := e.station(t); err != nil {
+		e.log.Error("names cannot be looked up", "task", t.id, "err", err)
+	}
+}
+
+// discoverAll does the same for every process of the task. A cgroup that is
+// gone has none.
+func (e *Engine) discoverAll(t *task) {
+	dir, err := t.open()
+	if err != nil {
+		return
+	}
+	defer dir.Close()
+	if pids, err := dir.Procs(); err == nil {
+		e.discover(t, pids...)
+	}
 }
 
 // release takes one user away and lets go of a namespace without users.
@@ -111,6 +139,50 @@ func (n *namespaces) release(id netns.ID) {
 	if err := errors.Join(n.watcher.Remove(id), ns.handle.Close()); err != nil {
 		n.log.Warn("let go of a network namespace", "err", err)
 	}
+}
+
+// take returns the handle of a namespace that is in use, or of the own one, for
+// one more user, who releases it.
+func (n *namespaces) take(id netns.ID) (handle *netns.Handle, ok bool) {
+	if id == n.home.ID() {
+		return n.home, true
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	ns := n.inUse[id]
+	if ns == nil {
+		return nil, false
+	}
+	ns.users++
+	return ns.handle, true
+}
+
+// withCookie does the same for a namespace that the kernel names by its cookie.
+func (n *namespaces) withCookie(cookie uint64) (handle *netns.Handle, ok bool) {
+	n.mu.Lock()
+	id, ok := n.byCookie[cookie]
+	n.mu.Unlock()
+	if !ok {
+		return nil, false
+	}
+	return n.take(id)
+}
+
+// origin is the directory in /proc of the process by which a namespace in use
+// was found.
+func (n *namespaces) origin(id netns.ID) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	ns := n.inUse[id]
+	if ns == nil {
+		return ""
+	}
+	rest, isProc := strings.CutPrefix(ns.path, "/proc/")
+	pid, _, _ := strings.Cut(rest, "/")
+	if !isProc {
+		return ""
+	}
+	return "/proc/" + pid
 }
 
 // hold returns the handles of the own namespace and of those named that are in

@@ -40,7 +40,7 @@ func ValidatePolicies(file string, data []byte) ([]client.Policy, error) {
 			return nil, invalidf("%s: policy %s: %v", file, p.Name, err)
 		}
 		found = append(found, client.Policy{
-			Name: p.Name, Mode: p.Mode.String(), Rules: len(p.Rules), Document: p.Document,
+			Name: p.Name, Mode: p.Mode.String(), Rules: len(p.Rules), Notes: p.Notes, Document: p.Document,
 		})
 	}
 	return found, nil
@@ -225,7 +225,24 @@ func (e *Engine) swap(c *change, u *undo) error {
 		c.tasks = e.tasksOf(c.agent)
 		return nil
 	}
-	for _, t := range e.tasksOf(c.agent) {
+	tasks := e.tasksOf(c.agent)
+	if len(c.to.compiled.Named) > 0 {
+		for _, t := range tasks {
+			if err := e.stationFor(t); err != nil {
+				return wrap("apply policy "+c.agent.name+" to task "+t.id, err)
+			}
+		}
+	}
+	// Nothing is learned between what the new version takes over and the last
+	// task's change to it.
+	e.learning.Lock()
+	defer e.learning.Unlock()
+	if c.from != nil {
+		if err := e.maps.Rules.Inherit(c.from.numbering.Owner, c.to.numbering.Owner); err != nil {
+			return kernelError("apply policy "+c.agent.name, err)
+		}
+	}
+	for _, t := range tasks {
 		before := t.deadline()
 		done, err := e.move(t, c.to, t.capped(c.to.policy.MaxTTL))
 		if err != nil {
@@ -306,6 +323,9 @@ func (e *Engine) applied(ctx context.Context, changes []change) (client.ApplyRes
 	var err error
 	if len(swept) > 0 {
 		destroyed, err = e.sweepTasks(swept...)
+		for _, t := range swept {
+			e.recheck(t)
+		}
 	}
 	for _, c := range changes {
 		if c.action != "updated" {

@@ -3,6 +3,7 @@
 package task
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -104,7 +105,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 			_, err := f.engine.ApplyPolicies(t.Context(), "test.yaml", []byte(c.doc))
 			wantCode(t, err, c.code, c.parts...)
 			now, err := f.engine.Policy("coder")
-			if err != nil || now != was {
+			if err != nil || !reflect.DeepEqual(now, was) {
 				t.Errorf("policy now %+v %v, before %+v", now, err, was)
 			}
 			if n := len(f.engine.Policies()); n != 1 {
@@ -124,7 +125,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 		t.Errorf("tasks %+v, want a alone, without grants", tasks)
 	}
 	f.reopen()
-	if now, err := f.engine.Policy("coder"); err != nil || now != was {
+	if now, err := f.engine.Policy("coder"); err != nil || !reflect.DeepEqual(now, was) {
 		t.Errorf("policy after a restart %+v %v, before %+v", now, err, was)
 	}
 	p.want("ok", "write c hello")

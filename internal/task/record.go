@@ -37,6 +37,7 @@ type record struct {
 // grant is a rule of one task's own.
 type grant struct {
 	Destination string `json:"destination"` // canonical
+	TLS         string `json:"tls,omitempty"`
 	Rule        uint32 `json:"rule"`
 	Deadline    uint64 `json:"deadline,omitempty"`
 	Revoked     bool   `json:"revoked,omitempty"` // kept for its counters

@@ -324,6 +324,7 @@ func (r *recovery) resume(t *task) {
 		r.log.Error("take up the grants of a task", "task", t.id, "err", err)
 		compiled = r.maps.Rules.Get(t.number)
 	}
+	t.granted = compiled
 	t.record.Deadline = earlier(t.record.Deadline, t.kernel.Deadline)
 	known := t.agent == nil && t.Own == nil || t.version.policy.Document != ""
 	if want := t.version.kernelRecord(&t.record, compiled); known && want != t.kernel {
@@ -333,7 +334,7 @@ func (r *recovery) resume(t *task) {
 			t.kernel = want
 		}
 	}
-	t.discoverAll(r.spaces)
+	r.discoverAll(t)
 	if t.record.Deadline != 0 {
 		t.expiry = r.schedule.add(t.record.Deadline, alarm{task: t})
 	}
@@ -455,6 +456,9 @@ func (r *recovery) finish(lost []record) {
 	}
 	r.collectLeftovers()
 	r.forgetNamespaces()
+	if err := r.stations.forget(); err != nil {
+		r.log.Error("close stations that nobody uses any more", "err", err)
+	}
 }
 
 // dropCounters removes those of tasks that are not live any more.

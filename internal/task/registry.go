@@ -5,11 +5,14 @@ package task
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"agentguard.dev/agentguard/client"
+	"agentguard.dev/agentguard/internal/loader"
 	kernel "agentguard.dev/agentguard/internal/maps"
 	"agentguard.dev/agentguard/internal/netns"
+	"agentguard.dev/agentguard/internal/policy"
 )
 
 // maxHistory is how many ended tasks are remembered, so that ending one again
@@ -170,8 +173,36 @@ func (e *Engine) Get(id string) (client.Task, error) {
 		return d, nil
 	}
 	d := t.describe()
+	d.Learned = e.learnedOf(t)
 	d.Counters, err = e.countersOf(t)
 	return d, wrap("task "+id, err)
+}
+
+// maxLearned bounds the names of one description.
+const maxLearned = 100
+
+// learnedOf are the names that t may reach now, with their addresses.
+func (e *Engine) learnedOf(t *task) []client.LearnedName {
+	now := t.rules(e, 0)
+	addresses := make(map[policy.Name][]netip.Addr)
+	for _, owner := range now.owners {
+		for name, addrs := range e.maps.Rules.Known(owner, loader.Now()) {
+			addresses[name] = append(addresses[name], addrs...)
+		}
+	}
+	var found []client.LearnedName
+	for _, name := range slices.Sorted(maps.Keys(addresses)) {
+		if len(found) == maxLearned {
+			break
+		}
+		addrs := addresses[name]
+		slices.SortFunc(addrs, netip.Addr.Compare)
+		addrs = slices.Compact(addrs)
+		found = append(found, client.LearnedName{
+			Name: string(name), Addresses: addressTexts(addrs), More: max(len(addrs)-maxAddresses, 0),
+		})
+	}
+	return found
 }
 
 // List describes tasks, oldest first, without their counters.
@@ -193,7 +224,7 @@ func (e *Engine) List(filter client.TaskFilter) []client.Task {
 func (e *Engine) sweepTasks(tasks ...*task) (map[uint32]int, error) {
 	var in []netns.ID
 	for _, t := range tasks {
-		t.discoverAll(e.spaces)
+		e.discoverAll(t)
 		in = append(in, t.spaces()...)
 	}
 	return e.sweeper.sweep(e.ctx, in)

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"agentguard.dev/agentguard/client"
 	"agentguard.dev/agentguard/internal/loader"
+	"agentguard.dev/agentguard/internal/names"
 )
 
 // Status is the engine's account of itself.
@@ -40,6 +42,10 @@ func (e *Engine) Status() client.Status {
 		if uint64(u.Entries)*10 >= uint64(u.Max)*9 {
 			problems = append(problems, fmt.Sprintf("map %s is nearly full: %d of %d entries", u.Map, u.Entries, u.Max))
 		}
+	}
+	s.Names = client.NamesStatus{
+		Stations: e.stations.count(), Learned: e.maps.Rules.CountLearned(),
+		Queries: e.totals.queries.all(), Requests: e.totals.requests.all(),
 	}
 	stats, err := e.maps.Stats.Read()
 	if err != nil {
@@ -106,7 +112,37 @@ func (e *Engine) guards() []string {
 // Doctor says which protections this kernel has, and whether the engine's files
 // are its own.
 func (e *Engine) Doctor() []client.Check {
-	return append(loader.Probe(), checkPrivate("state directory", e.cfg.StateDir))
+	return append(Probe(e.cfg.DNS), checkPrivate("state directory", e.cfg.StateDir))
+}
+
+// Probe says which protections this kernel has, and what rules with names come
+// to on this machine.
+func Probe(config names.Config) []client.Check {
+	return append(loader.Probe(), checkResolvers(config))
+}
+
+// checkResolvers says who is asked for names. Without resolvers, rules with
+// names allow nothing; others are not affected.
+func checkResolvers(config names.Config) client.Check {
+	c := client.Check{Name: "names", OK: true}
+	servers, from := config.Resolvers, "the configuration"
+	if len(servers) == 0 {
+		var err error
+		from = "/etc/resolv.conf"
+		if servers, err = readResolvers("/"); err != nil {
+			c.OK, c.Detail = false, err.Error()
+			c.Open = "nothing: rules with names allow nothing"
+			c.Remedy = "name resolvers: dns: {resolvers: [...]} in the daemon's configuration, or --resolver"
+			return c
+		}
+	}
+	texts := make([]string, len(servers))
+	for i, server := range servers {
+		texts[i] = server.String()
+	}
+	c.Detail = fmt.Sprintf("DNS is answered from %s (%s); TLS server names and plain HTTP hosts are checked; QUIC, ECH and unreadable hellos are denied",
+		strings.Join(texts, ", "), from)
+	return c
 }
 
 // checkPrivate checks that nobody but root reads or writes below dir.

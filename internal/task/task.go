@@ -13,6 +13,7 @@ import (
 	"agentguard.dev/agentguard/internal/cgroup"
 	"agentguard.dev/agentguard/internal/maps"
 	"agentguard.dev/agentguard/internal/netns"
+	"agentguard.dev/agentguard/internal/policy"
 )
 
 // task is one task in memory. Locks are taken in this order: step, then the
@@ -27,13 +28,15 @@ type task struct {
 	record
 	state      client.TaskState // "" while it is begun, or if that failed
 	version    *version
-	kernel     maps.Task // as last written
+	granted    policy.Compiled // the grants that are in force
+	kernel     maps.Task       // as last written
 	expiry     *entry
 	expiries   map[uint32]*entry // of grants, by rule
 	namespaces map[netns.ID]struct{}
 	counted    bool      // its counters are in the engine's totals
 	sought     time.Time // its namespaces, last
 	swept      time.Time // its sockets, because a packet was denied, last
+	sweeping   bool      // that is about to happen
 }
 
 func newTask(id string) *task {
@@ -91,7 +94,7 @@ func (t *task) describe() client.Task {
 }
 
 func (g grant) describe() client.Grant {
-	d := client.Grant{Destination: g.Destination, Rule: g.Rule, Deadline: wallTime(g.Deadline)}
+	d := client.Grant{Destination: g.Destination, TLS: g.TLS, Rule: g.Rule, Deadline: wallTime(g.Deadline)}
 	if d.Deadline != nil {
 		d.TTL = client.Duration(time.Until(*d.Deadline).Round(time.Millisecond))
 	}
@@ -112,7 +115,7 @@ func (t *task) ruleText(number uint32) string {
 	defer t.mu.Unlock()
 	for _, g := range t.Grants {
 		if g.Rule == number {
-			return g.Destination
+			return g.text()
 		}
 	}
 	if t.version != nil {
@@ -174,15 +177,7 @@ func openSame(path string, id uint64) (*cgroup.Dir, error) {
 	return dir, nil
 }
 
-// discover finds the namespaces of a process and keeps them for the task.
-func (t *task) discover(in *namespaces, pids ...int) {
-	for _, pid := range pids {
-		for id, path := range netns.OfThreads(pid) {
-			t.keep(in, id, path)
-		}
-	}
-}
-
+// keep holds a namespace open for the task, if that is not so already.
 func (t *task) keep(in *namespaces, id netns.ID, path string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -191,18 +186,5 @@ func (t *task) keep(in *namespaces, id netns.ID, path string) {
 	}
 	if in.use(id, path) {
 		t.namespaces[id] = struct{}{}
-	}
-}
-
-// discoverAll does the same for every process of the task. A cgroup that is
-// gone has none.
-func (t *task) discoverAll(in *namespaces) {
-	dir, err := t.open()
-	if err != nil {
-		return
-	}
-	defer dir.Close()
-	if pids, err := dir.Procs(); err == nil {
-		t.discover(in, pids...)
 	}
 }

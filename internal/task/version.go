@@ -74,7 +74,11 @@ func (v *version) kernelRecord(r *record, grants policy.Compiled) kernel.Task {
 		PolicyPrefixes: len(v.compiled.Prefixes) > 0,
 		Grants:         len(grants.Hosts) > 0,
 		GrantPrefixes:  len(grants.Prefixes) > 0,
+		Names:          len(v.compiled.Named)+len(grants.Named) > 0,
+		WideNames:      v.compiled.WideNames || grants.WideNames,
 	}
+	// What is learned for a grant's name stands in `hosts` as well.
+	t.Grants = t.Grants || len(grants.Named) > 0
 	rules := v.policy.Rules
 	for _, g := range r.Grants {
 		if !g.Revoked {
@@ -100,7 +104,22 @@ func (g grant) asRule() policy.Rule {
 	if err != nil {
 		return policy.Rule{} // allows nothing
 	}
-	return policy.Rule{To: []policy.Destination{d}}
+	rule := policy.Rule{To: []policy.Destination{d}}
+	if g.TLS == tlsOff {
+		rule.TLS = policy.Off
+	}
+	return rule
+}
+
+// tlsOff is what a grant says of connections that need not be TLS.
+const tlsOff = "off"
+
+// text is how the grant is shown among rules.
+func (g grant) text() string {
+	if g.TLS == "" {
+		return g.Destination
+	}
+	return g.Destination + " tls: " + g.TLS
 }
 
 // compileGrants compiles those that are in force.

@@ -18,6 +18,7 @@ import (
 const (
 	watchInterval = time.Second
 	ownEvery      = 10 // rounds between two looks at cgroups of the engine's own
+	expireEvery   = 30 // rounds between two looks at learned addresses
 )
 
 // watch notices, until ctx ends, lost events, vanished cgroups, namespaces that
@@ -33,6 +34,10 @@ func (e *Engine) watch(ctx context.Context) {
 		}
 		e.reportLost()
 		e.collectLeftovers()
+		e.followResolvers()
+		if round%expireEvery == 0 {
+			e.expireLearned()
+		}
 		for _, t := range e.live() {
 			if t.Adopted || round%ownEvery == 0 {
 				e.lookAt(t)
@@ -48,7 +53,7 @@ func (e *Engine) lookAt(t *task) {
 	if err == nil {
 		dir.Close()
 		if t.Adopted {
-			t.discoverAll(e.spaces)
+			e.discoverAll(t)
 		}
 		return
 	}

@@ -43,6 +43,9 @@ func readWish(req client.BeginRequest, mount string) (wish, error) {
 	if err := w.readAllow(); err != nil {
 		return wish{}, err
 	}
+	if err := checkTLS(req.TLS); err != nil {
+		return wish{}, err
+	}
 	if w.request.Agent == "" && w.own == nil && len(w.allow) == 0 {
 		return wish{}, invalidf("begin task: say what it may reach: an agent with a policy, a policy, or destinations to allow")
 	}
@@ -127,6 +130,21 @@ func (w *wish) readAllow() error {
 		}
 	}
 	w.request.Allow = canonical
+	return nil
+}
+
+// tlsOf is what the wish says of connections to d, which matters for names only.
+func (w *wish) tlsOf(d policy.Destination) string {
+	if d.Name == "" {
+		return ""
+	}
+	return w.request.TLS
+}
+
+func checkTLS(setting string) error {
+	if setting != "" && setting != tlsOff {
+		return invalidf("tls %q: want off, or nothing: without it a connection to a name must be TLS", setting)
+	}
 	return nil
 }
 
