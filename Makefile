@@ -29,14 +29,14 @@ demo: build ## see it work, on local addresses, in half a minute; needs root
 	@bin/demo bin/agentguard
 
 .PHONY: generate
-generate: ## the BPF object and its Go types, with clang 19
+generate: ## the BPF objects and their Go types, with clang 19
 	@scripts/test-deps --check clang-19 llvm-strip-19 /usr/include/bpf/bpf_core_read.h /usr/include/linux/bpf.h
-	$(GO) generate ./bpf
+	$(GO) generate ./bpf ./test/hello
 
 .PHONY: format
 format: ## gofmt and clang-format everything
 	gofmt -w $$(git ls-files --cached --others --exclude-standard -- '*.go')
-	$(CLANG_FORMAT) -i bpf/*.[ch]
+	$(CLANG_FORMAT) -i bpf/*.[ch] test/hello/*.c
 
 .PHONY: verify
 verify: ## generated files in step with their sources, formatting, licences, vet

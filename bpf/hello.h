@@ -132,6 +132,7 @@ static __always_inline int read_name(const struct extensions *e, struct hello *h
 		__be16 length;
 	} __attribute__((packed)) head;
 	struct spelling s = {.skb = e->skb, .name = name, .last = '.'};
+	__u32 length;
 	__u8 last;
 
 	if (e->name_length <= sizeof(head) ||
@@ -140,19 +141,23 @@ static __always_inline int read_name(const struct extensions *e, struct hello *h
 	    bpf_ntohs(head.length) != e->name_length - sizeof(head))
 		return HELLO_BAD;
 	s.at = e->name + sizeof(head);
-	s.length = e->name_length - sizeof(head);
-	if (bpf_skb_load_bytes(e->skb, s.at + s.length - 1, &last, 1))
+	length = e->name_length - sizeof(head);
+	if (bpf_skb_load_bytes(e->skb, s.at + length - 1, &last, 1))
 		return HELLO_BAD;
 	if (last == '.')
-		s.length--;
-	if (!s.length || s.length >= MAX_NAME)
+		length--;
+	if (!length || length >= MAX_NAME)
 		return HELLO_BAD;
 
-	bpf_loop(s.length, spell, &s, 0);
-	if (s.done != s.length || s.last == '.' || s.length >= MAX_NAME)
+	s.length = length;
+	bpf_loop(length, spell, &s, 0);
+	if (s.done != length || s.last == '.')
 		return HELLO_BAD;
-	name->text[s.length] = 0;
-	hello->name_length = s.length;
+	barrier_var(length); /* 6.1 has forgotten what it is at most */
+	if (length >= MAX_NAME)
+		return HELLO_BAD;
+	name->text[length] = 0;
+	hello->name_length = length;
 	return HELLO_NAMED;
 }
 
@@ -193,15 +198,18 @@ __noinline int read_hello(struct __sk_buff *skb, struct hello *hello, struct nam
 
 	struct extensions e = {.skb = skb};
 	struct hello_start start = {};
-	__u32 length = hello->length;
+	__s32 length =
+		hello->length; /* signed: of an unsigned one 6.1 does not see that it is not 0 */
 	__be16 list_length;
 	__u8 methods;
 	int verdict;
 
 	hello->name_length = 0;
-	if (length > sizeof(start))
+	if (length <= 0)
+		return HELLO_NOT_TLS;
+	if (length > (__s32)sizeof(start))
 		length = sizeof(start);
-	if (!length || bpf_skb_load_bytes(skb, hello->offset, &start, length))
+	if (bpf_skb_load_bytes(skb, hello->offset, &start, length))
 		return HELLO_NOT_TLS;
 	verdict = judge_start(&start, hello->length);
 	if (verdict != HELLO_NAMED)

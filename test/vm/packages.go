@@ -20,6 +20,8 @@ func Packages() []Package {
 		{Path: "./internal/localaddr"},
 		{Path: "./internal/launch"},
 		{Path: "./internal/maps"},
+		{Path: "./internal/names", Tools: []string{"unbound", "dnsmasq", "dig", "getent", "nft"}},
+		{Path: "./test/hello"},
 		{Path: "./internal/loader", Tools: []string{"nft"}},
 		{Path: "./internal/task"},
 		{Path: "./test/bypass", Tools: []string{"nft"}},
