@@ -41,8 +41,8 @@ func (l *lab) inside(t *testing.T, resolvConf string, command ...string) string 
 	if err := os.WriteFile(file, []byte(resolvConf), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	script := `mount --bind "$0" /etc/resolv.conf && exec "$@"`
-	return run(t, l.ns, "unshare", append([]string{"--mount", "sh", "-c", script, file}, command...)...)
+	script := `mount -o bind "$0" /etc/resolv.conf && exec "$@"`
+	return run(t, l.ns, "unshare", append([]string{"-m", "sh", "-c", script, file}, command...)...)
 }
 
 const plainConf = "nameserver 127.0.0.10\n"
