@@ -16,6 +16,7 @@
 #include "identity.h"
 #include "decide.h"
 #include "record.h"
+#include "recent.h"
 #include "packet.h"
 #include "socket.h"
 #include "hooks.h"
@@ -38,6 +39,7 @@ struct {
 	enum reason *reason;
 	enum hook *hook;
 	enum stat *stat;
+	enum recent_part *recent_part;
 } exported_types;
 struct event *exported_event;
 struct socket *exported_socket;

@@ -184,6 +184,26 @@ const (
 	GuardReasonREASON_MEMORY       GuardReason = 16
 )
 
+type GuardRecent struct {
+	_        structs.HostLayout
+	Word     uint64
+	Epoch    uint64
+	Cgroup   uint64
+	Deadline uint64
+	Flow     GuardFlow
+	Task     uint32
+	Rule     uint32
+	Wanted   uint32
+}
+
+type GuardRecentPart uint32
+
+const (
+	GuardRecentPartRECENT_PACKETS    GuardRecentPart = 24
+	GuardRecentPartRECENT_ALLOWED    GuardRecentPart = 34
+	GuardRecentPartRECENT_GENERATION GuardRecentPart = 41
+)
+
 type GuardRule uint32
 
 const (
@@ -270,6 +290,7 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	GuardMapCounters       = "counters"
+	GuardMapEpochs         = "epochs"
 	GuardMapEvents         = "events"
 	GuardMapGuards         = "guards"
 	GuardMapHosts          = "hosts"
@@ -278,6 +299,7 @@ const (
 	GuardMapMoments        = "moments"
 	GuardMapNamespaces     = "namespaces"
 	GuardMapPrefixes       = "prefixes"
+	GuardMapRecents        = "recents"
 	GuardMapStats          = "stats"
 	GuardMapTasks          = "tasks"
 	GuardProgAgConnect4    = "ag_connect4"
@@ -359,6 +381,7 @@ type GuardProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type GuardMapSpecs struct {
 	Counters   *ebpf.MapSpec `ebpf:"counters"`
+	Epochs     *ebpf.MapSpec `ebpf:"epochs"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	Guards     *ebpf.MapSpec `ebpf:"guards"`
 	Hosts      *ebpf.MapSpec `ebpf:"hosts"`
@@ -367,6 +390,7 @@ type GuardMapSpecs struct {
 	Moments    *ebpf.MapSpec `ebpf:"moments"`
 	Namespaces *ebpf.MapSpec `ebpf:"namespaces"`
 	Prefixes   *ebpf.MapSpec `ebpf:"prefixes"`
+	Recents    *ebpf.MapSpec `ebpf:"recents"`
 	Stats      *ebpf.MapSpec `ebpf:"stats"`
 	Tasks      *ebpf.MapSpec `ebpf:"tasks"`
 }
@@ -404,6 +428,7 @@ func (o *GuardObjects) Close() error {
 // It can be passed to LoadGuardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GuardMaps struct {
 	Counters   *ebpf.Map `ebpf:"counters"`
+	Epochs     *ebpf.Map `ebpf:"epochs"`
 	Events     *ebpf.Map `ebpf:"events"`
 	Guards     *ebpf.Map `ebpf:"guards"`
 	Hosts      *ebpf.Map `ebpf:"hosts"`
@@ -412,6 +437,7 @@ type GuardMaps struct {
 	Moments    *ebpf.Map `ebpf:"moments"`
 	Namespaces *ebpf.Map `ebpf:"namespaces"`
 	Prefixes   *ebpf.Map `ebpf:"prefixes"`
+	Recents    *ebpf.Map `ebpf:"recents"`
 	Stats      *ebpf.Map `ebpf:"stats"`
 	Tasks      *ebpf.Map `ebpf:"tasks"`
 }
@@ -419,6 +445,7 @@ type GuardMaps struct {
 func (m *GuardMaps) Close() error {
 	return _GuardClose(
 		m.Counters,
+		m.Epochs,
 		m.Events,
 		m.Guards,
 		m.Hosts,
@@ -427,6 +454,7 @@ func (m *GuardMaps) Close() error {
 		m.Moments,
 		m.Namespaces,
 		m.Prefixes,
+		m.Recents,
 		m.Stats,
 		m.Tasks,
 	)

@@ -21,12 +21,6 @@ static __always_inline __u8 rule_protocol(__u32 protocol)
 	return protocol;
 }
 
-static __always_inline bool same_flow(const struct flow *a, const struct flow *b)
-{
-	return a->addr[0] == b->addr[0] && a->addr[1] == b->addr[1] && a->addr[2] == b->addr[2] &&
-	       a->addr[3] == b->addr[3] && a->port == b->port && a->proto == b->proto;
-}
-
 /* No rule names the address, but it is this machine's own: reaching a
  * listener of the task is its own affair, and where nobody listens the kernel
  * refuses by itself. Egress has the last word, with the whole tuple. */
@@ -128,34 +122,40 @@ static __always_inline bool remember(struct bpf_sock_addr *ctx, const struct gua
 	return note(memo, flow) || connects;
 }
 
-static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow *flow,
-					  const __u8 hook)
+/* Whether the socket has been judged for this destination. */
+static __always_inline bool is_further(struct bpf_sock_addr *ctx, const struct flow *flow)
 {
-	struct guard *guard = bpf_get_local_storage(&guards, 0);
+	struct memo *memo = ctx->sk ? bpf_sk_storage_get(&memos, ctx->sk, 0, 0) : NULL;
+
+	return memo && is_noted(memo, flow);
+}
+
+static __always_inline int decide_new(struct bpf_sock_addr *ctx, struct flow *flow, const __u8 hook)
+{
 	struct sock *sk = untyped(ctx->sk);
 	struct decision d = {};
 	struct scene scene = {.hook = hook};
+	struct counter *counter;
+	struct recall recall = {};
+	struct guard *guard;
 	struct task *task;
 
-	/* Connected, with ancillary data and no address: connect was judged,
-	 * and egress will be. (An address without a port never gets here.) */
-	if (hook == HOOK_SENDMSG && !flow->port)
-		return ALLOW;
-	resolve_any(flow->addr);
-	flow->proto = rule_protocol(ctx->protocol);
-	if (flow->proto == IPPROTO_ICMP)
-		flow->port = 0;
-	if (hook == HOOK_SENDMSG && ctx->sk) {
-		struct memo *memo = bpf_sk_storage_get(&memos, ctx->sk, 0, 0);
-
-		if (memo && is_noted(memo, flow))
-			return ALLOW; /* a further datagram: egress judges it */
-	}
-
+	guard = bpf_get_local_storage(&guards, 0);
 	scene.cgroup = ancestor_id(cgroup_of(sk), guard->level);
+	scene.netns = netns_of(sk);
+	if (hook == HOOK_CONNECT && !(guard->flags & GUARD_REWRITTEN) &&
+	    is_recent(scene.cgroup, flow, 1ULL << RECENT_ALLOWED, &recall)) {
+		struct task known = {.number = recall.task, .mode = MODE_ENFORCE};
+
+		d.rule = recall.rule;
+		d.reason = REASON_RULE;
+		d.allow = true;
+		scene.cookie = bpf_get_socket_cookie(ctx);
+		report_action(&known, flow, &d, &scene);
+		return ALLOW;
+	}
 	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);
 	judge(task, flow, &d);
-	scene.netns = netns_of(sk);
 	if (!d.allow && task && (d.reason == REASON_NO_RULE || d.reason == REASON_RULE_EXPIRED)) {
 		judge_answer(sk, task, flow, &d);
 		if (!d.allow)
@@ -169,9 +169,27 @@ static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow
 		flow->direction = DIRECTION_INGRESS;
 	}
 	scene.cookie = bpf_get_socket_cookie(ctx);
-	count_decision(task, &d);
+	counter = count_decision(task, &d);
+	if (counter && task && recall.wanted && d.reason == REASON_RULE)
+		keep(task, flow, &d, &recall, scene.cgroup);
 	report_action(task, flow, &d, &scene);
 	return d.allow || lets_through(task, &d) ? ALLOW : DENY;
+}
+
+static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow *flow,
+					  const __u8 hook)
+{
+	/* Connected, with ancillary data and no address: connect was judged,
+	 * and egress will be. (An address without a port never gets here.) */
+	if (hook == HOOK_SENDMSG && !flow->port)
+		return ALLOW;
+	resolve_any(flow->addr);
+	flow->proto = rule_protocol(ctx->protocol);
+	if (flow->proto == IPPROTO_ICMP)
+		flow->port = 0;
+	if (hook == HOOK_SENDMSG && is_further(ctx, flow))
+		return ALLOW; /* a further datagram: egress judges it */
+	return decide_new(ctx, flow, hook);
 }
 
 static __always_inline int decide_ipv4(struct bpf_sock_addr *ctx, __u8 hook)
@@ -258,14 +276,15 @@ static __always_inline bool kind_allowed(__u32 type, __u32 protocol, __u32 flags
 SEC("cgroup/sock_create")
 int ag_sock_create(struct bpf_sock *ctx)
 {
-	struct guard *guard = bpf_get_local_storage(&guards, 0);
 	struct scene scene = {.hook = HOOK_SOCK_CREATE};
+	struct guard *guard;
 	struct task *task;
 	struct sock *sk;
 	int verdict;
 
 	if (kind_allowed(ctx->type, ctx->protocol, 0))
 		return ALLOW; /* whoever asks */
+	guard = bpf_get_local_storage(&guards, 0);
 	sk = untyped(ctx);
 	scene.cgroup = ancestor_id(cgroup_of(sk), guard->level);
 	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);

@@ -151,6 +151,7 @@ func (p pins) pinMaps(spec *ebpf.CollectionSpec, objs *bpf.GuardObjects, pinned 
 func byName(m *bpf.GuardMaps) map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
 		"counters":    m.Counters,
+		"epochs":      m.Epochs,
 		"events":      m.Events,
 		"guards":      m.Guards,
 		"hosts":       m.Hosts,
@@ -158,6 +159,7 @@ func byName(m *bpf.GuardMaps) map[string]*ebpf.Map {
 		"memos":       m.Memos,
 		"namespaces":  m.Namespaces,
 		"prefixes":    m.Prefixes,
+		"recents":     m.Recents,
 		"stats":       m.Stats,
 		"tasks":       m.Tasks,
 	}

@@ -35,12 +35,18 @@ type Set struct {
 	LocalAddrs *LocalAddrs
 	Namespaces *Namespaces
 	Stats      *Stats
+
+	recents recents
 }
 
 // Open reads what the maps hold, and returns their typed forms. The maps stay
 // the caller's to close.
 func Open(objs *bpf.GuardMaps) (*Set, error) {
-	rules, err := openRules(objs.Hosts, objs.Prefixes)
+	recents, err := openRecents(objs)
+	if err != nil {
+		return nil, err
+	}
+	rules, err := openRules(objs.Hosts, objs.Prefixes, recents)
 	if err != nil {
 		return nil, err
 	}
@@ -49,14 +55,19 @@ func Open(objs *bpf.GuardMaps) (*Set, error) {
 		return nil, err
 	}
 	return &Set{
-		Tasks:      &Tasks{objs.Tasks},
+		Tasks:      &Tasks{objs.Tasks, recents},
 		Rules:      rules,
-		Counters:   &Counters{objs.Counters},
+		Counters:   &Counters{objs.Counters, recents},
 		LocalAddrs: local,
 		Namespaces: &Namespaces{objs.Namespaces},
 		Stats:      &Stats{objs.Stats},
+		recents:    recents,
 	}, nil
 }
+
+// Outdate makes the programs forget what they have found in the maps. All that
+// writes to the maps here does it by itself.
+func (s *Set) Outdate() { s.recents.outdate() }
 
 // Usage is how full a map is.
 type Usage struct {

@@ -21,6 +21,7 @@ import (
 // their grants. It remembers what it wrote, so that a change is a diff.
 type Rules struct {
 	hosts, prefixes *ebpf.Map
+	recents         recents
 
 	mu     sync.Mutex
 	owners map[uint32]*owned
@@ -59,8 +60,8 @@ func newOwned(c policy.Compiled) *owned {
 	return o
 }
 
-func openRules(hosts, prefixes *ebpf.Map) (*Rules, error) {
-	r := &Rules{hosts: hosts, prefixes: prefixes, owners: make(map[uint32]*owned)}
+func openRules(hosts, prefixes *ebpf.Map, recents recents) (*Rules, error) {
+	r := &Rules{hosts: hosts, prefixes: prefixes, recents: recents, owners: make(map[uint32]*owned)}
 	var (
 		host   bpf.GuardHost
 		value  bpf.GuardPermit
@@ -99,6 +100,7 @@ func (r *Rules) owner(number uint32) *owned {
 func (r *Rules) Replace(owner uint32, want policy.Compiled) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	defer r.recents.outdate() // whatever was written before an error, too
 	have, next := r.owners[owner], newOwned(want)
 	if have == nil {
 		have = newOwned(policy.Compiled{})
