@@ -16,6 +16,7 @@
 #include "identity.h"
 #include "decide.h"
 #include "record.h"
+#include "recent.h"
 #include "packet.h"
 #include "socket.h"
 #include "redirect.h"
@@ -42,6 +43,7 @@ struct {
 	enum reason *reason;
 	enum hook *hook;
 	enum stat *stat;
+	enum recent_part *recent_part;
 } exported_types;
 struct event *exported_event;
 struct named_event *exported_named_event;

@@ -8,6 +8,7 @@
 #define MAX_ASKED 4   /* destinations that one socket remembers */
 #define MAX_NAME 248  /* bytes of a name in a key: a trie's hold 256 with the owner */
 #define MAX_CLAIMS 16 /* port ranges that one name entry can hold */
+#define RECENTS 64    /* verdicts that one CPU remembers */
 
 enum state {
 	STATE_NONE, /* no task: deny */
@@ -254,6 +255,25 @@ struct counter {
 	__u64 denied;
 	__u64 packets;
 	__u64 bytes;
+};
+
+/* Where the parts of a recent's `word` begin, above the bytes. */
+enum recent_part {
+	RECENT_PACKETS = 24,
+	RECENT_ALLOWED = 34,
+	RECENT_GENERATION = 41, /* odd while the entry is replaced */
+};
+
+/* A verdict that a CPU remembers, in one cache line; see recent.h. */
+struct recent {
+	__u64 word; /* what is not yet in `counters`, and the generation */
+	__u64 epoch;
+	__u64 cgroup;
+	__u64 deadline; /* the earliest of the task's and the rule's */
+	struct flow flow;
+	__u32 task;
+	__u32 rule;
+	__u32 wanted; /* mark of the flow that last missed here */
 };
 
 /* Key of `local_addrs`. */

@@ -4,12 +4,14 @@
 #pragma once
 
 struct decision {
+	__u64 deadline; /* the rule's own */
 	__u32 rule;
 	__u32 flags; /* enum permit_flag of what allows it */
 	__u8 reason;
 	__u8 allow;	/* not bool: its 0 or 1 is a promise that the verifier cannot see */
 	__u8 begins;	/* asked of a flow that is new */
 	__u8 unchecked; /* asked for what allows it whatever its payload */
+	__u32 pad;
 };
 
 #define PERMIT_CHECKS (PERMIT_TLS | PERMIT_HTTP)
@@ -45,16 +47,25 @@ static __always_inline __u64 recently(void)
  * CPU unless the deadline is near. That is exact as long as no tick is as late
  * as NEAR; after a suspend, which the clock counts and the tick does not, the
  * next tick sets it right. */
+static __always_inline bool is_far(__u64 deadline)
+{
+	return !deadline || recently() + NEAR < deadline;
+}
+
 __noinline int has_passed(__u64 deadline)
 {
-	if (recently() + NEAR < deadline)
-		return false;
-	return bpf_ktime_get_boot_ns() >= deadline;
+	return !is_far(deadline) && bpf_ktime_get_boot_ns() >= deadline;
 }
 
 static __always_inline bool passed(__u64 deadline)
 {
 	return deadline && has_passed(deadline);
+}
+
+static __always_inline bool same_flow(const struct flow *a, const struct flow *b)
+{
+	return a->addr[0] == b->addr[0] && a->addr[1] == b->addr[1] && a->addr[2] == b->addr[2] &&
+	       a->addr[3] == b->addr[3] && a->port == b->port && a->proto == b->proto;
 }
 
 static __always_inline bool is_mapped(const __u32 addr[4])
@@ -136,6 +147,7 @@ static __always_inline bool permitted(struct permit *permit, __u32 port, struct 
 		return false;
 	d->rule = permit->rule;
 	d->flags = permit->flags;
+	d->deadline = permit->deadline;
 	return true;
 }
 
@@ -167,6 +179,7 @@ __noinline int in_prefixes(__u32 owner, const struct flow *flow, struct decision
 		}
 		d->rule = r->rule;
 		d->flags = 0;
+		d->deadline = r->deadline;
 		return true;
 	}
 	return false;

@@ -27,11 +27,11 @@ static __always_inline bool is_inbound(struct bpf_sock *sk, const struct packet 
 
 /* Packets that stay on this machine: the receiver is looked up with the whole
  * tuple, so that only the socket that will really get it counts. */
-static __always_inline void judge_loopback(struct __sk_buff *skb, struct bpf_sock *sk,
-					   const struct task *task, const struct packet *p,
-					   const struct guard *guard, __u64 cgroup,
-					   struct decision *d)
+static __noinline void judge_loopback(struct __sk_buff *skb, const struct task *task,
+				      const struct packet *p, __u64 cgroup, struct decision *d)
 {
+	struct guard *guard = bpf_get_local_storage(&guards, 0);
+	struct bpf_sock *sk = skb->sk;
 	struct bpf_sock_tuple tuple = {};
 	__u32 length;
 
@@ -46,7 +46,8 @@ static __always_inline void judge_loopback(struct __sk_buff *skb, struct bpf_soc
 		if (receiver(skb, p->to.proto, &tuple, length, guard->level, cgroup) ==
 		    OWNER_OTHER) {
 			d->rule = RULE_REPLY;
-			if (!is_inbound(sk, p)) {
+			sk = sk ? bpf_sk_fullsock(sk) : NULL;
+			if (!sk || !is_inbound(sk, p)) {
 				d->rule = RULE_NONE;
 				return;
 			}
@@ -164,14 +165,13 @@ static __noinline void judge_asked(struct __sk_buff *skb, const struct task *tas
 
 /* Of a packet that no rule names. */
 static __always_inline void judge_further(struct __sk_buff *skb, struct bpf_sock *sk,
-					  const struct task *task, struct packet *p,
-					  const struct guard *guard, __u64 cgroup,
+					  const struct task *task, struct packet *p, __u64 cgroup,
 					  struct decision *d)
 {
 	if (d->reason == REASON_RESOLVER)
 		return; /* deny, whoever it is that listens */
 	if (skb->ifindex == LOOPBACK_IFINDEX) {
-		judge_loopback(skb, sk, task, p, guard, cgroup, d);
+		judge_loopback(skb, task, p, cgroup, d);
 	} else if (is_inbound(sk, p)) {
 		d->reason = REASON_INGRESS;
 		judge_ingress(task, p, d);
@@ -211,11 +211,11 @@ static __always_inline bool is_news(struct bpf_sock *sk, const struct packet *p)
 /* Of allowed packets: whether a hook in front of packets has had its say. A
  * listener's answers and a ping by sendto pass none. */
 static __always_inline bool is_on_record(struct bpf_sock *socket, const struct sock *sk,
-					 const struct packet *p)
+					 const struct flow *to)
 {
-	if (p->to.proto == IPPROTO_TCP)
+	if (to->proto == IPPROTO_TCP)
 		return socket->state != TCP_LISTEN_STATE;
-	return p->to.proto == IPPROTO_UDP && KERNEL_FIELD(sk, sock, sk_protocol) == IPPROTO_UDP;
+	return to->proto == IPPROTO_UDP && KERNEL_FIELD(sk, sock, sk_protocol) == IPPROTO_UDP;
 }
 
 static __always_inline bool first_of_flow(struct bpf_sock *sk, const struct packet *p)
@@ -257,24 +257,46 @@ static __noinline void report_name(struct bpf_sock *sk, const struct task *task,
 	bpf_ringbuf_submit(named, wake);
 }
 
+/* Bound to a device, a packet for 127.0.0.1 leaves the machine: a rule for a
+ * loopback address means this machine's. */
+static __always_inline bool strays(const struct __sk_buff *skb, const struct flow *to)
+{
+	return skb->ifindex != LOOPBACK_IFINDEX && is_loopback(to->addr);
+}
+
+/* Nearly every packet: of a flow that was judged a moment ago. What could make
+ * this packet another case than that one is looked at again. */
+static __always_inline bool is_known(struct __sk_buff *skb, struct bpf_sock *socket,
+				     const struct sock *sk, __u64 cgroup, struct flow *to,
+				     struct recall *recall)
+{
+	return is_plain(skb, to) && !strays(skb, to) &&
+	       KERNEL_FIELD(sk, sock, sk_type) != SOCK_RAW && is_on_record(socket, sk, to) &&
+	       is_recent(cgroup, to, packet_count(skb->len), recall);
+}
+
 SEC("cgroup_skb/egress")
 int ag_egress(struct __sk_buff *skb)
 {
 	struct guard *guard = bpf_get_local_storage(&guards, 0);
-	struct scene scene = {.hook = HOOK_EGRESS};
 	struct bpf_sock *sk, *socket = skb->sk;
+	struct recall recall = {};
 	struct decision d = {};
-	struct packet p = {};
+	struct packet p;
 	struct task *task;
 	struct sock *raw;
 	bool further = false;
+	__u64 cgroup;
 	int malformed;
 
 	if (!socket)
 		return DENY; /* no socket, nobody's packet: cannot happen in this hook */
 	raw = untyped(socket);
-	scene.cgroup = ancestor_id(cgroup_of(raw), guard->level);
-	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);
+	cgroup = ancestor_id(cgroup_of(raw), guard->level);
+	if (is_known(skb, socket, raw, cgroup, &p.to, &recall))
+		return ALLOW;
+	task = bpf_map_lookup_elem(&tasks, &cgroup);
+	p = (struct packet){};
 	malformed = parse(skb, &p);
 	d.begins = begins(socket, &p);
 
@@ -285,9 +307,7 @@ int ag_egress(struct __sk_buff *skb)
 		d.reason = malformed;
 	} else if (KERNEL_FIELD(raw, sock, sk_type) == SOCK_RAW && !(task->flags & TASK_RAW)) {
 		d.reason = REASON_SOCKET; /* the policy was another when it was made */
-	} else if (skb->ifindex != LOOPBACK_IFINDEX && is_loopback(p.to.addr)) {
-		/* Bound to a device, a packet for 127.0.0.1 leaves the machine: a
-		 * rule for a loopback address means this machine's. */
+	} else if (strays(skb, &p.to)) {
 		d.reason = REASON_NO_RULE;
 	} else if (skb->ifindex == LOOPBACK_IFINDEX && p.to.port < STATION_PORTS &&
 		   is_station_address(p.to.addr) && judge_station(skb, task, &p, &d)) {
@@ -298,9 +318,11 @@ int ag_egress(struct __sk_buff *skb)
 		}
 	} else if (find_rule(task, &p.to, &d)) {
 		if (!(d.flags & PERMIT_CHECKS) || may_carry(skb, task, &p, &d)) {
-			count_packet(task, d.rule, skb->len);
-			if (is_on_record(socket, raw, &p))
-				return ALLOW; /* the road of nearly every packet ends here */
+			/* What a payload has to show has no place in `recents`. */
+			if (count_packet(task, d.rule, skb->len) && recall.wanted && !d.flags)
+				keep(task, &p.to, &d, &recall, cgroup);
+			if (is_on_record(socket, raw, &p.to))
+				return ALLOW;
 		}
 		further = d.reason == REASON_NO_RULE;
 	} else {
@@ -312,14 +334,14 @@ int ag_egress(struct __sk_buff *skb)
 	if (!sk)
 		return DENY;
 	if (further) {
-		judge_further(skb, sk, task, &p, guard, scene.cgroup, &d);
+		judge_further(skb, sk, task, &p, cgroup, &d);
 		if (d.allow && (!(d.flags & PERMIT_CHECKS) || may_carry(skb, task, &p, &d)))
 			count_packet(task, d.rule, skb->len);
 	}
 	if (!d.allow && !d.reason)
 		return DENY; /* held, or said before */
 	if (d.allow) {
-		if (is_on_record(socket, raw, &p) || !first_of_flow(sk, &p))
+		if (is_on_record(socket, raw, &p.to) || !first_of_flow(sk, &p))
 			return ALLOW;
 	} else if (task && !malformed && is_bare_reset(&p, sk) &&
 		   (task->state == STATE_LIVE || task->state == STATE_DYING)) {
@@ -332,13 +354,17 @@ int ag_egress(struct __sk_buff *skb)
 		forget_asked(sk);
 	}
 
-	count_decision(task, &d);
-	scene.cookie = bpf_get_socket_cookie(skb);
-	scene.netns = netns_of(raw);
 	if (d.reason == REASON_INGRESS || d.rule == RULE_REPLY || d.reason == REASON_REPLY) {
 		p.to.direction = DIRECTION_INGRESS;
 		p.to.port = p.from_port;
 	}
+	count_decision(task, &d);
+	struct scene scene = {
+		.cgroup = cgroup,
+		.cookie = bpf_get_socket_cookie(skb),
+		.netns = netns_of(raw),
+		.hook = HOOK_EGRESS,
+	};
 	if (d.reason == REASON_SNI)
 		report_name(sk, task, &p.to, &d, &scene);
 	else

@@ -271,6 +271,26 @@ const (
 	GuardReasonREASON_HTTP         GuardReason = 26
 )
 
+type GuardRecent struct {
+	_        structs.HostLayout
+	Word     uint64
+	Epoch    uint64
+	Cgroup   uint64
+	Deadline uint64
+	Flow     GuardFlow
+	Task     uint32
+	Rule     uint32
+	Wanted   uint32
+}
+
+type GuardRecentPart uint32
+
+const (
+	GuardRecentPartRECENT_PACKETS    GuardRecentPart = 24
+	GuardRecentPartRECENT_ALLOWED    GuardRecentPart = 34
+	GuardRecentPartRECENT_GENERATION GuardRecentPart = 41
+)
+
 type GuardRule uint32
 
 const (
@@ -366,6 +386,7 @@ const (
 const (
 	GuardMapAskers             = "askers"
 	GuardMapCounters           = "counters"
+	GuardMapEpochs             = "epochs"
 	GuardMapEvents             = "events"
 	GuardMapGreetings          = "greetings"
 	GuardMapGuards             = "guards"
@@ -377,6 +398,7 @@ const (
 	GuardMapNames              = "names"
 	GuardMapNamespaces         = "namespaces"
 	GuardMapPrefixes           = "prefixes"
+	GuardMapRecents            = "recents"
 	GuardMapStations           = "stations"
 	GuardMapStats              = "stats"
 	GuardMapTasks              = "tasks"
@@ -469,6 +491,7 @@ type GuardProgramSpecs struct {
 type GuardMapSpecs struct {
 	Askers     *ebpf.MapSpec `ebpf:"askers"`
 	Counters   *ebpf.MapSpec `ebpf:"counters"`
+	Epochs     *ebpf.MapSpec `ebpf:"epochs"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	Greetings  *ebpf.MapSpec `ebpf:"greetings"`
 	Guards     *ebpf.MapSpec `ebpf:"guards"`
@@ -480,6 +503,7 @@ type GuardMapSpecs struct {
 	Names      *ebpf.MapSpec `ebpf:"names"`
 	Namespaces *ebpf.MapSpec `ebpf:"namespaces"`
 	Prefixes   *ebpf.MapSpec `ebpf:"prefixes"`
+	Recents    *ebpf.MapSpec `ebpf:"recents"`
 	Stations   *ebpf.MapSpec `ebpf:"stations"`
 	Stats      *ebpf.MapSpec `ebpf:"stats"`
 	Tasks      *ebpf.MapSpec `ebpf:"tasks"`
@@ -520,6 +544,7 @@ func (o *GuardObjects) Close() error {
 type GuardMaps struct {
 	Askers     *ebpf.Map `ebpf:"askers"`
 	Counters   *ebpf.Map `ebpf:"counters"`
+	Epochs     *ebpf.Map `ebpf:"epochs"`
 	Events     *ebpf.Map `ebpf:"events"`
 	Greetings  *ebpf.Map `ebpf:"greetings"`
 	Guards     *ebpf.Map `ebpf:"guards"`
@@ -531,6 +556,7 @@ type GuardMaps struct {
 	Names      *ebpf.Map `ebpf:"names"`
 	Namespaces *ebpf.Map `ebpf:"namespaces"`
 	Prefixes   *ebpf.Map `ebpf:"prefixes"`
+	Recents    *ebpf.Map `ebpf:"recents"`
 	Stations   *ebpf.Map `ebpf:"stations"`
 	Stats      *ebpf.Map `ebpf:"stats"`
 	Tasks      *ebpf.Map `ebpf:"tasks"`
@@ -540,6 +566,7 @@ func (m *GuardMaps) Close() error {
 	return _GuardClose(
 		m.Askers,
 		m.Counters,
+		m.Epochs,
 		m.Events,
 		m.Greetings,
 		m.Guards,
@@ -551,6 +578,7 @@ func (m *GuardMaps) Close() error {
 		m.Names,
 		m.Namespaces,
 		m.Prefixes,
+		m.Recents,
 		m.Stations,
 		m.Stats,
 		m.Tasks,

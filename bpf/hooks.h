@@ -20,12 +20,6 @@ static __always_inline __u8 rule_protocol(__u32 protocol)
 	return protocol;
 }
 
-static __always_inline bool same_flow(const struct flow *a, const struct flow *b)
-{
-	return a->addr[0] == b->addr[0] && a->addr[1] == b->addr[1] && a->addr[2] == b->addr[2] &&
-	       a->addr[3] == b->addr[3] && a->port == b->port && a->proto == b->proto;
-}
-
 /* No rule names the address, but it is this machine's own: reaching a
  * listener of the task is its own affair, and where nobody listens the kernel
  * refuses by itself. Egress has the last word, with the whole tuple. */
@@ -160,35 +154,41 @@ static __always_inline void judge_action(struct bpf_sock_addr *ctx, struct flow 
 		d->reason = REASON_QUIC;
 }
 
-static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow *flow,
-					  const __u8 hook, __u16 *station)
+/* Whether the socket has been judged for this destination, or was turned to it:
+ * what is connected to a v4-mapped address gets here with it. */
+static __always_inline bool is_further(struct bpf_sock_addr *ctx, const struct flow *flow)
 {
-	struct guard *guard = bpf_get_local_storage(&guards, 0);
+	struct memo *memo = ctx->sk ? bpf_sk_storage_get(&memos, ctx->sk, 0, 0) : NULL;
+
+	return memo && (is_noted(memo, flow) ||
+			at_station(memo, flow->addr, flow->port, netns_of(untyped(ctx->sk))));
+}
+
+static __always_inline int decide_new(struct bpf_sock_addr *ctx, struct flow *flow, const __u8 hook,
+				      __u16 *station)
+{
 	struct sock *sk = untyped(ctx->sk);
 	struct decision d = {.begins = true};
 	struct scene scene = {.hook = hook};
+	struct counter *counter;
+	struct recall recall = {};
+	struct guard *guard;
 	struct task *task;
 
-	/* Connected, with ancillary data and no address: connect was judged,
-	 * and egress will be. (An address without a port never gets here.) */
-	if (hook == HOOK_SENDMSG && !flow->port)
-		return ALLOW;
-	resolve_any(flow->addr);
-	flow->proto = rule_protocol(ctx->protocol);
-	if (flow->proto == IPPROTO_ICMP)
-		flow->port = 0;
-	if (hook == HOOK_SENDMSG && ctx->sk) {
-		struct memo *memo = bpf_sk_storage_get(&memos, ctx->sk, 0, 0);
-
-		if (memo && is_noted(memo, flow))
-			return ALLOW; /* a further datagram: egress judges it */
-		/* What is connected to a v4-mapped address gets here with it. */
-		if (memo && at_station(memo, flow->addr, flow->port, netns_of(sk)))
-			return ALLOW; /* as egress says */
-	}
-
+	guard = bpf_get_local_storage(&guards, 0);
 	scene.cgroup = ancestor_id(cgroup_of(sk), guard->level);
 	scene.netns = netns_of(sk);
+	if (hook == HOOK_CONNECT && !(guard->flags & GUARD_REWRITTEN) &&
+	    is_recent(scene.cgroup, flow, 1ULL << RECENT_ALLOWED, &recall)) {
+		struct task known = {.number = recall.task, .mode = MODE_ENFORCE};
+
+		d.rule = recall.rule;
+		d.reason = REASON_RULE;
+		d.allow = true;
+		scene.cookie = bpf_get_socket_cookie(ctx);
+		report_action(&known, flow, &d, &scene);
+		return ALLOW;
+	}
 	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);
 	if (is_live(task, &d))
 		judge_action(ctx, flow, task, guard, &scene, &d, station);
@@ -202,13 +202,31 @@ static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow
 		flow->direction = DIRECTION_INGRESS;
 	}
 	scene.cookie = bpf_get_socket_cookie(ctx);
-	count_decision(task, &d);
+	counter = count_decision(task, &d);
+	if (counter && task && recall.wanted && d.reason == REASON_RULE && !d.flags)
+		keep(task, flow, &d, &recall, scene.cgroup);
 	report_action(task, flow, &d, &scene);
 	if (d.allow || lets_through(task, &d))
 		return ALLOW;
 	if (d.reason == REASON_RESOLVER || d.reason == REASON_HTTP)
 		bpf_set_retval(-ECONNREFUSED); /* programs give up on it at once */
 	return DENY;
+}
+
+static __always_inline int decide_address(struct bpf_sock_addr *ctx, struct flow *flow,
+					  const __u8 hook, __u16 *station)
+{
+	/* Connected, with ancillary data and no address: connect was judged,
+	 * and egress will be. (An address without a port never gets here.) */
+	if (hook == HOOK_SENDMSG && !flow->port)
+		return ALLOW;
+	resolve_any(flow->addr);
+	flow->proto = rule_protocol(ctx->protocol);
+	if (flow->proto == IPPROTO_ICMP)
+		flow->port = 0;
+	if (hook == HOOK_SENDMSG && is_further(ctx, flow))
+		return ALLOW; /* a further datagram: egress judges it */
+	return decide_new(ctx, flow, hook, station);
 }
 
 static __always_inline int decide_ipv4(struct bpf_sock_addr *ctx, __u8 hook)
@@ -305,14 +323,15 @@ static __always_inline bool kind_allowed(__u32 type, __u32 protocol, __u32 flags
 SEC("cgroup/sock_create")
 int ag_sock_create(struct bpf_sock *ctx)
 {
-	struct guard *guard = bpf_get_local_storage(&guards, 0);
 	struct scene scene = {.hook = HOOK_SOCK_CREATE};
+	struct guard *guard;
 	struct task *task;
 	struct sock *sk;
 	int verdict;
 
 	if (kind_allowed(ctx->type, ctx->protocol, 0))
 		return ALLOW; /* whoever asks */
+	guard = bpf_get_local_storage(&guards, 0);
 	sk = untyped(ctx);
 	scene.cgroup = ancestor_id(cgroup_of(sk), guard->level);
 	task = bpf_map_lookup_elem(&tasks, &scene.cgroup);

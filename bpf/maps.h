@@ -74,6 +74,25 @@ struct {
 	__type(value, struct counter);
 } counters SEC(".maps");
 
+/* The version of all that verdicts depend on; the daemon counts it up. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} epochs SEC(".maps");
+
+/* RECENTS for each CPU: the loader multiplies. An array that the daemon maps,
+ * because it reads them with the counters of every task. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, RECENTS);
+	__type(key, __u32);
+	__type(value, struct recent);
+} recents SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

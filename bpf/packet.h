@@ -6,6 +6,7 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <linux/tcp.h>
+#include <linux/udp.h>
 
 #define IPPROTO_MPTCP_SOCKET 262
 #define MAX_EXTENSIONS 8 /* IPv6 extension headers; more is malformed here */
@@ -23,6 +24,41 @@ struct packet {
 	bool tcp_ack;
 	bool tcp_reset;
 };
+
+/* The destination of a packet like nearly all: of TCP or UDP, right behind a
+ * network header without options. False says nothing but that parse has to
+ * look. A call costs as much as all this, so it is none. */
+static __always_inline bool is_plain(struct __sk_buff *skb, struct flow *to)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+	void *transport;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = data;
+
+		transport = ip + 1;
+		if (transport + sizeof(struct udphdr) > end || *(__u8 *)data != 0x45 ||
+		    ip->frag_off & bpf_htons(0x1fff))
+			return false;
+		map_ipv4(to->addr, ip->daddr);
+		to->proto = ip->protocol;
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = data;
+
+		transport = ip + 1;
+		if (transport + sizeof(struct udphdr) > end)
+			return false;
+		__builtin_memcpy(to->addr, &ip->daddr, sizeof(to->addr));
+		to->proto = ip->nexthdr;
+	} else {
+		return false;
+	}
+	to->port = bpf_ntohs(*(__be16 *)(transport + 2));
+	to->direction = DIRECTION_EGRESS;
+	return to->proto == IPPROTO_UDP ||
+	       (to->proto == IPPROTO_TCP && transport + sizeof(struct tcphdr) <= end);
+}
 
 /* Source routes hide the real destination; other options (labels, router
  * alert) stay. */

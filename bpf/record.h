@@ -23,7 +23,9 @@ static __always_inline struct counter *counter_of(__u32 task, __u32 rule)
 	return counter;
 }
 
-static __always_inline void count_decision(const struct task *task, const struct decision *d)
+/* The counter, if it could be counted. */
+static __always_inline struct counter *count_decision(const struct task *task,
+						      const struct decision *d)
 {
 	struct counter *counter;
 
@@ -31,24 +33,27 @@ static __always_inline void count_decision(const struct task *task, const struct
 		stat_add(STAT_DENIED);
 		if (!task) {
 			stat_add(STAT_NO_TASK);
-			return;
+			return NULL;
 		}
 	}
 	if (!task)
-		return;
+		return NULL;
 	counter = counter_of(task->number, d->rule);
 	if (counter)
 		__sync_fetch_and_add(d->allow ? &counter->allowed : &counter->denied, 1);
+	return counter;
 }
 
-static __always_inline void count_packet(const struct task *task, __u32 rule, __u32 length)
+static __always_inline struct counter *count_packet(const struct task *task, __u32 rule,
+						    __u32 length)
 {
 	struct counter *counter = counter_of(task->number, rule);
 
 	if (!counter)
-		return;
+		return NULL;
 	__sync_fetch_and_add(&counter->packets, 1);
 	__sync_fetch_and_add(&counter->bytes, length);
+	return counter;
 }
 
 /* What an event says beside the decision. */

@@ -4,15 +4,20 @@ package loader
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"agentguard.dev/agentguard/internal/cgroup"
 )
@@ -101,7 +106,7 @@ func runAgent(in io.Reader, out io.Writer) {
 }
 
 // agentStep knows: dial NAME NETWORK ADDR, listen NAME NETWORK ADDR, accept NAME
-// LISTENER, packet NAME NETWORK ADDR, sendto NAME ADDR DATA, write NAME DATA,
+// LISTENER, packet NAME NETWORK ADDR, sendto NAME ADDR DATA, burst NAME COUNT ADDR..., write NAME DATA,
 // read NAME, socket FAMILY TYPE PROTO, setsockopt LEVEL NAME; and the attacks by
 // their names.
 func agentStep(words []string, conns map[string]net.Conn, packets map[string]net.PacketConn) (string, error) {
@@ -135,6 +140,9 @@ func agentStep(words []string, conns map[string]net.Conn, packets map[string]net
 		}
 		_, err = packets[words[1]].WriteTo([]byte(words[3]), addr)
 		return "", rootCause(err)
+	case "burst": // COUNT datagrams to each address, from one CPU, up to the first refusal
+		count, _ := strconv.Atoi(words[2])
+		return burst(packets[words[1]], count, words[3:])
 	case "receive":
 		p := packets[words[1]]
 		p.SetReadDeadline(deadline)
@@ -196,6 +204,36 @@ func echo(l net.Listener) {
 			io.Copy(conn, conn)
 		}()
 	}
+}
+
+func burst(from net.PacketConn, count int, addrs []string) (string, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return "", err
+	}
+	defer unix.SchedSetaffinity(0, &before)
+	one.Set(0)
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return "", err
+	}
+	sent := 0
+	for _, text := range addrs {
+		addr, err := net.ResolveUDPAddr("udp", text)
+		if err != nil {
+			return "", err
+		}
+		for range count {
+			if _, err := from.WriteTo([]byte("data"), addr); errors.Is(err, unix.EPERM) {
+				return strconv.Itoa(sent), nil
+			} else if err != nil {
+				return "", rootCause(err)
+			}
+			sent++
+		}
+	}
+	return strconv.Itoa(sent), nil
 }
 
 // rootCause strips addresses, so that answers can be compared.

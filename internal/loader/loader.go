@@ -68,6 +68,9 @@ func Open(cfg Config) (*Kernel, error) {
 		return nil, fmt.Errorf("read the compiled programs: %w", err)
 	}
 	cfg.Sizes.apply(spec)
+	if err := maps.SizeForCPUs(spec); err != nil {
+		return nil, err
+	}
 
 	k := &Kernel{pins: pins, guards: make(map[uint64]*Guard)}
 	if err := k.load(spec); err != nil {
@@ -132,7 +135,12 @@ func (k *Kernel) open() (err error) {
 	if err := k.sweeper.open(&k.objs); err != nil {
 		return err
 	}
-	return k.upgrade()
+	k.maps.Outdate() // a version without epochs can have written to the maps
+	if err := k.upgrade(); err != nil {
+		return err
+	}
+	k.maps.Outdate() // what the programs of before have found meanwhile
+	return nil
 }
 
 // Maps are the kernel half's maps.

@@ -152,6 +152,7 @@ func byName(m *bpf.GuardMaps) map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
 		"askers":      m.Askers,
 		"counters":    m.Counters,
+		"epochs":      m.Epochs,
 		"events":      m.Events,
 		"greetings":   m.Greetings,
 		"guards":      m.Guards,
@@ -162,6 +163,7 @@ func byName(m *bpf.GuardMaps) map[string]*ebpf.Map {
 		"names":       m.Names,
 		"namespaces":  m.Namespaces,
 		"prefixes":    m.Prefixes,
+		"recents":     m.Recents,
 		"stations":    m.Stations,
 		"stats":       m.Stats,
 		"tasks":       m.Tasks,

@@ -5,6 +5,7 @@ package maps
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -22,10 +23,39 @@ type CounterKey struct{ Task, Rule uint32 }
 
 // Counters are made by the programs as they are needed. A full map loses
 // counts, never a verdict; Stats has how many.
-type Counters struct{ m *ebpf.Map }
+type Counters struct {
+	m       *ebpf.Map
+	recents recents
+}
 
-// Read returns the counters that the task has of the rules named.
+// Read returns the counters that the task has of the rules named: exactly, once
+// nothing of the task is sent any more.
 func (c *Counters) Read(task uint32, rules []uint32) (map[uint32]Counter, error) {
+	for try := 0; ; try++ {
+		pending := c.recents.of(func(t uint32) bool { return t == task })
+		found, err := c.settled(task, rules)
+		if err != nil {
+			return nil, err
+		}
+		// What moved to a counter meanwhile could be in both or in neither.
+		if slices.ContainsFunc(pending, func(e recent) bool { return !e.stands() }) && try < maxTries {
+			continue
+		}
+		for _, e := range pending {
+			if counter, ok := found[e.key.Rule]; ok {
+				e.addTo(&counter)
+				found[e.key.Rule] = counter
+			}
+		}
+		return found, nil
+	}
+}
+
+// maxTries is how often a task that sends meanwhile can make Read begin again.
+const maxTries = 100
+
+// settled is what the map has.
+func (c *Counters) settled(task uint32, rules []uint32) (map[uint32]Counter, error) {
 	found := make(map[uint32]Counter)
 	for _, rule := range rules {
 		var value bpf.GuardCounter
@@ -52,6 +82,26 @@ func (c *Counters) Delete(task uint32, rules []uint32) error {
 
 // All returns every counter.
 func (c *Counters) All() (map[CounterKey]Counter, error) {
+	// Looked at first: what is not there any more the map will have.
+	pending := c.recents.of(func(uint32) bool { return true })
+	all, err := c.allSettled()
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range pending {
+		found, err := c.Read(e.key.Task, []uint32{e.key.Rule})
+		if err != nil {
+			return nil, err
+		}
+		if counter, ok := found[e.key.Rule]; ok {
+			all[e.key] = counter
+		}
+	}
+	return all, nil
+}
+
+// allSettled is all that the map has.
+func (c *Counters) allSettled() (map[CounterKey]Counter, error) {
 	var (
 		key   bpf.GuardCounterKey
 		value bpf.GuardCounter
@@ -68,7 +118,7 @@ func (c *Counters) All() (map[CounterKey]Counter, error) {
 }
 
 func (c *Counters) count() (int, error) {
-	all, err := c.All()
+	all, err := c.allSettled()
 	return len(all), err
 }
 

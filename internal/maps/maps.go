@@ -37,12 +37,18 @@ type Set struct {
 	Stations   *Stations
 	Askers     *Askers
 	Stats      *Stats
+
+	recents recents
 }
 
 // Open reads what the maps hold, and returns their typed forms. The maps stay
 // the caller's to close.
 func Open(objs *bpf.GuardMaps) (*Set, error) {
-	rules, err := openRules(tables{hosts: objs.Hosts, prefixes: objs.Prefixes, names: objs.Names, learned: objs.Learned})
+	recents, err := openRecents(objs)
+	if err != nil {
+		return nil, err
+	}
+	rules, err := openRules(tables{hosts: objs.Hosts, prefixes: objs.Prefixes, names: objs.Names, learned: objs.Learned}, recents)
 	if err != nil {
 		return nil, err
 	}
@@ -51,16 +57,21 @@ func Open(objs *bpf.GuardMaps) (*Set, error) {
 		return nil, err
 	}
 	return &Set{
-		Tasks:      &Tasks{objs.Tasks},
+		Tasks:      &Tasks{objs.Tasks, recents},
 		Rules:      rules,
-		Counters:   &Counters{objs.Counters},
+		Counters:   &Counters{objs.Counters, recents},
 		LocalAddrs: local,
 		Namespaces: &Namespaces{objs.Namespaces},
-		Stations:   &Stations{objs.Stations},
+		Stations:   &Stations{objs.Stations, recents},
 		Askers:     &Askers{objs.Askers},
 		Stats:      &Stats{objs.Stats},
+		recents:    recents,
 	}, nil
 }
+
+// Outdate makes the programs forget what they have found in the maps. All that
+// writes to the maps here does it by itself.
+func (s *Set) Outdate() { s.recents.outdate() }
 
 // Usage is how full a map is.
 type Usage struct {

@@ -18,7 +18,8 @@ import (
 // their grants; and the addresses that were learned for the names in them. It
 // remembers what it wrote, so that a change is a diff.
 type Rules struct {
-	tables tables
+	tables  tables
+	recents recents
 
 	mu     sync.Mutex
 	owners map[uint32]*owned
@@ -108,8 +109,8 @@ func (o *owned) remember(have *owned, there content) {
 	}
 }
 
-func openRules(t tables) (*Rules, error) {
-	r := &Rules{tables: t, owners: make(map[uint32]*owned)}
+func openRules(t tables, recents recents) (*Rules, error) {
+	r := &Rules{tables: t, recents: recents, owners: make(map[uint32]*owned)}
 	var (
 		host   bpf.GuardHost
 		value  bpf.GuardPermit
@@ -172,6 +173,7 @@ func (r *Rules) owner(number uint32) *owned {
 func (r *Rules) Replace(owner uint32, want policy.Compiled) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	defer r.recents.outdate() // whatever was written before an error, too
 	have, next := r.owners[owner], newOwned(want)
 	if have == nil {
 		have = newOwned(policy.Compiled{})

@@ -23,10 +23,14 @@ type Station struct {
 }
 
 // Stations are the listening places by cookie of the network namespace.
-type Stations struct{ m *ebpf.Map }
+type Stations struct {
+	m       *ebpf.Map
+	recents recents
+}
 
 // Put says where the guard listens in the namespace with that cookie.
 func (s *Stations) Put(cookie uint64, station Station) error {
+	defer s.recents.outdate() // what goes there is judged before any rule
 	if err := s.m.Put(cookie, bpf.GuardStation{Dns: station.DNS, Http: station.HTTP}); err != nil {
 		return writeError("stations", s.m.MaxEntries(), err)
 	}

@@ -58,11 +58,15 @@ type Task struct {
 }
 
 // Tasks maps cgroup ids to the tasks that own the cgroups.
-type Tasks struct{ m *ebpf.Map }
+type Tasks struct {
+	m       *ebpf.Map
+	recents recents
+}
 
 // Put writes the record of the task that owns the cgroup, or replaces it in one
 // step: programs see the old record or the new one.
 func (t *Tasks) Put(cgroup uint64, task Task) error {
+	defer t.recents.outdate()
 	if err := t.m.Put(cgroup, task.record()); err != nil {
 		return writeError("tasks", t.m.MaxEntries(), err)
 	}
@@ -79,7 +83,10 @@ func (t *Tasks) Get(cgroup uint64) (Task, error) {
 }
 
 // Delete removes a record. What is left in the cgroup is denied everything.
-func (t *Tasks) Delete(cgroup uint64) error { return remove(t.m, "tasks", cgroup) }
+func (t *Tasks) Delete(cgroup uint64) error {
+	defer t.recents.outdate()
+	return remove(t.m, "tasks", cgroup)
+}
 
 // All returns every record by cgroup id.
 func (t *Tasks) All() (map[uint64]Task, error) {

@@ -85,7 +85,6 @@ func (e *Engine) retire(t *task, left *leftover) (forget uint32) {
 func (e *Engine) forgetLeftover(cgroupID uint64, was kernel.Task) {
 	e.mu.Lock()
 	_, known := e.leftovers[cgroupID]
-	delete(e.leftovers, cgroupID)
 	e.mu.Unlock()
 	if !known {
 		return
@@ -98,6 +97,9 @@ func (e *Engine) forgetLeftover(cgroupID uint64, was kernel.Task) {
 	if err := e.maps.Counters.Delete(was.Number, always); err != nil {
 		e.log.Error("remove the counters of an ended task", "number", was.Number, "err", err)
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.leftovers, cgroupID) // the last, because it says that nothing is left
 }
 
 // all returns every task, by number.
