@@ -216,7 +216,6 @@ type drop struct {
 func (e *exchange) filter(a *answer) (dropped []drop) {
 	rules := e.asker.Rules
 	for i, addr := range a.addrs {
-		addr = addr.Unmap()
 		what := "not a public address"
 		if public(addr) {
 			if !rules.Local(addr) {
@@ -244,8 +243,11 @@ func (e *exchange) filter(a *answer) (dropped []drop) {
 			continue
 		}
 		// "." is the owner itself, or nobody.
+		if target == "." || target == rr.Header().Name {
+			continue
+		}
 		target, _ = canonical(target)
-		if target == "" || target == e.name || rules.Allows(target) {
+		if rules.Allows(target) {
 			continue
 		}
 		dropped = append(dropped, drop{i, fmt.Sprintf("%s points to %s, which no rule allows", e.name, target)})

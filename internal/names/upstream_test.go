@@ -186,6 +186,11 @@ func TestBailiwick(t *testing.T) {
 			want:   `api.good.test. HTTPS 2 . alpn="h2"`,
 		},
 		{
+			name: "HTTPS that points to its own owner", q: "api.good.test", qtype: dns.TypeHTTPS,
+			answer: []string{"api.good.test. 60 IN CNAME b.cdn.test.", `b.cdn.test. 60 IN HTTPS 1 B.cdn.test. alpn=h2`, `b.cdn.test. 60 IN HTTPS 2 c.cdn.test. alpn=h2`},
+			want:   `api.good.test. CNAME b.cdn.test.; b.cdn.test. HTTPS 1 b.cdn.test. alpn="h2"`,
+		},
+		{
 			name: "SVCB of a port", q: "_8443._https.api.good.test", qtype: dns.TypeHTTPS,
 			answer: []string{`_8443._https.api.good.test. 60 IN HTTPS 1 api.good.test. ipv6hint=2001:db8::66`},
 			want:   `_8443._https.api.good.test. HTTPS 1 api.good.test.`,
