@@ -251,7 +251,8 @@ func TestNextResolverWhereOneFails(t *testing.T) {
 		"a query": func(w dns.ResponseWriter, m *dns.Msg) { _ = w.WriteMsg(m) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := newLab(t, newTown("good.test"), Config{Timeout: 1500 * time.Millisecond})
+			t.Parallel()
+			l := newLab(t, newTown("good.test"), Config{Timeout: 9 * time.Second})
 			if _, err := l.server.Listen(l.ns, []netip.AddrPort{upstream, second}); err != nil {
 				t.Fatal(err)
 			}
@@ -269,6 +270,7 @@ func TestNextResolverWhereOneFails(t *testing.T) {
 		})
 	}
 	t.Run("none answers", func(t *testing.T) {
+		t.Parallel()
 		l := newLab(t, newTown("good.test"), Config{Timeout: time.Second})
 		reply := l.ask(t, "good.test", dns.TypeA)
 		code, text := ede(reply)
