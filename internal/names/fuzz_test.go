@@ -142,7 +142,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 		a.upstream, a.expires = upstream, time.Now().Add(a.ttl)
 		w.lessons()
-		e := &exchange{station: st, began: time.Now(), verdict: Allow, known: true}
+		e := &exchange{station: st, began: time.Now(), verdict: Allow, known: true, allowed: true}
 		e.question, e.asked, e.class, e.edns = q, "api.good.test.", dns.ClassINET, true
 		e.asker, _ = w.Asker(0, policy.UDP, netip.AddrPort{})
 		e.conclude(a)
