@@ -79,7 +79,7 @@ static long read_extension(__u32 i, struct extensions *e)
 	__u32 length;
 	__u8 kind;
 
-	if (content > e->end || bpf_skb_load_bytes(e->skb, e->at, &head, sizeof(head)))
+	if (bpf_skb_load_bytes(e->skb, e->at, &head, sizeof(head)))
 		return 1;
 	length = bpf_ntohs(head.length);
 	if (content + length > e->end)
