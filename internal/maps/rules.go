@@ -71,7 +71,7 @@ func newOwned(c policy.Compiled) *owned {
 }
 
 func (o *owned) isEmpty() bool {
-	return len(o.fixed.hosts)+len(o.fixed.prefixes)+len(o.named) == 0
+	return len(o.fixed.hosts)+len(o.fixed.prefixes)+len(o.fixed.names)+len(o.named) == 0
 }
 
 // content is all that the kernel has for o, or is to have.
