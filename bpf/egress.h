@@ -120,8 +120,8 @@ static __always_inline bool all_permitted(const struct memo *memo, const struct 
  * has put a backend's there, or a load balancer above has. Where the operator,
  * not the task, rules the namespace, what was asked for counts, and is from
  * then on where the packet goes. */
-static __noinline void judge_asked(struct __sk_buff *skb, const struct task *task, struct packet *p,
-				   struct decision *d)
+__noinline int judge_asked(struct __sk_buff *skb, const struct task *task, struct packet *p,
+			   struct decision *d)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct decision other = {};
@@ -131,36 +131,39 @@ static __noinline void judge_asked(struct __sk_buff *skb, const struct task *tas
 	__u64 netns;
 	__u32 *flags;
 
+	if (!task || !p || !d)
+		return 0;
 	if (p->to.proto != IPPROTO_TCP && p->to.proto != IPPROTO_UDP)
-		return;
+		return 0;
 	sk = sk ? bpf_sk_fullsock(sk) : NULL;
 	if (!sk || sk->protocol != p->to.proto || sk->type == SOCK_RAW)
-		return;
+		return 0;
 	raw = untyped(sk);
 	netns = netns_of(raw);
 	flags = bpf_map_lookup_elem(&namespaces, &netns);
 	if (!flags || !(*flags & NAMESPACE_TRUSTED))
-		return;
+		return 0;
 
 	/* TCP's packets go where the socket is connected to. */
 	if (p->to.proto == IPPROTO_TCP && !socket_destination(raw, IPPROTO_TCP, &flow))
-		return;
+		return 0;
 	if (p->to.proto == IPPROTO_UDP && tracked_destination(skb, &flow) &&
 	    !same_flow(&flow, &p->to)) {
 		if (find_rule(task, &flow, &other))
 			*d = other;
-		return;
+		return 0;
 	}
 	memo = bpf_sk_storage_get(&memos, sk, 0, 0);
 	if (memo && memo->rewritten) {
 		if (!all_permitted(memo, task, &other))
-			return;
+			return 0;
 		flow = memo->asked[0];
 	} else if (p->to.proto != IPPROTO_TCP || !find_rule(task, &flow, &other)) {
-		return;
+		return 0;
 	}
 	*d = other;
 	p->to = flow;
+	return 0;
 }
 
 /* Of a packet that no rule names. */

@@ -79,7 +79,7 @@ static long read_extension(__u32 i, struct extensions *e)
 	__u32 length;
 	__u8 kind;
 
-	if (content > e->end || bpf_skb_load_bytes(e->skb, e->at, &head, sizeof(head)))
+	if (bpf_skb_load_bytes(e->skb, e->at, &head, sizeof(head)))
 		return 1;
 	length = bpf_ntohs(head.length);
 	if (content + length > e->end)
@@ -198,8 +198,8 @@ __noinline int read_hello(struct __sk_buff *skb, struct hello *hello, struct nam
 
 	struct extensions e = {.skb = skb};
 	struct hello_start start = {};
-	__s32 length =
-		hello->length; /* signed: of an unsigned one 6.1 does not see that it is not 0 */
+	/* Signed: of an unsigned one 6.1 does not see that it is not 0. */
+	__s32 length = hello->length;
 	__be16 list_length;
 	__u8 methods;
 	int verdict;

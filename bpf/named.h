@@ -102,8 +102,8 @@ static __always_inline int deny_payload(struct decision *d, __u8 reason)
  * there. Else d is a denial: without a reason one that nobody need hear of, of
  * what is held or was refused before; REASON_NO_RULE if the name is not for
  * this flow at all. */
-static __noinline int may_carry(struct __sk_buff *skb, const struct task *task,
-				const struct packet *p, struct decision *d)
+__noinline int may_carry(struct __sk_buff *skb, const struct task *task, const struct packet *p,
+			 struct decision *d)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct bpf_tcp_sock *tcp;
@@ -112,6 +112,8 @@ static __noinline int may_carry(struct __sk_buff *skb, const struct task *task,
 	bool held = false;
 	__u8 reason;
 
+	if (!task || !p || !d)
+		return false;
 	if (!p->payload)
 		return true;
 	tcp = sk ? bpf_tcp_sock(sk) : NULL;

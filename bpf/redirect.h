@@ -55,20 +55,25 @@ static __always_inline bool is_station_address(const __u32 addr[4])
 
 /* Writes down what was asked, and by whom. Returns the port to turn to, 0 if
  * there is nobody to ask. */
-static __noinline __u32 turn(struct bpf_sock_addr *ctx, const struct task *task,
-			     const struct flow *flow, const struct scene *scene, bool http)
+__noinline int turn(struct bpf_sock_addr *ctx, const struct task *task, const struct flow *flow,
+		    const struct scene *scene, bool http)
 {
-	struct task_struct *current = bpf_get_current_task_btf();
 	struct bpf_sock_tuple tuple = {};
-	__u64 netns = scene->netns;
-	struct station *station = bpf_map_lookup_elem(&stations, &netns);
-	struct flow there = *flow;
+	struct task_struct *current;
+	struct station *station;
 	__u32 anybody[4] = {};
+	struct flow there;
 	struct memo *memo;
 	__u32 length;
+	__u64 netns;
 
-	if (!station || !ctx->sk)
+	if (!ctx->sk || !task || !flow || !scene)
 		return 0;
+	netns = scene->netns;
+	station = bpf_map_lookup_elem(&stations, &netns);
+	if (!station)
+		return 0;
+	there = *flow;
 	there.port = http ? station->http : station->dns;
 	to_loopback(&there);
 	length = tuple_of(&tuple, anybody, 0, &there);
@@ -79,6 +84,7 @@ static __noinline __u32 turn(struct bpf_sock_addr *ctx, const struct task *task,
 		memo = bpf_sk_storage_get(&memos, ctx->sk, 0, 0);
 	if (!memo)
 		return 0;
+	current = bpf_get_current_task_btf();
 	memo->via.cgroup = scene->cgroup;
 	memo->via.task = task->number;
 	memo->via.to = *flow;
@@ -197,8 +203,8 @@ int ag_getpeername6(struct bpf_sock_addr *ctx)
 
 /* A packet to a port of the guard's own. False if it is none; else d says
  * whether it may, and who asks is there for the listener to read. */
-static __noinline int judge_station(struct __sk_buff *skb, const struct task *task,
-				    const struct packet *p, struct decision *d)
+__noinline int judge_station(struct __sk_buff *skb, const struct task *task, const struct packet *p,
+			     struct decision *d)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk = skb->sk;
@@ -210,7 +216,7 @@ static __noinline int judge_station(struct __sk_buff *skb, const struct task *ta
 	bool http;
 
 	sk = sk ? bpf_sk_fullsock(sk) : NULL;
-	if (!sk)
+	if (!sk || !task || !p || !d)
 		return false;
 	peer.netns = netns_of(untyped(sk));
 	station = bpf_map_lookup_elem(&stations, &peer.netns);

@@ -67,7 +67,13 @@ func makeWorld() (err error) {
 	if err := errors.Join(raise("lo", ""), raise("home", homeAddr)); err != nil {
 		return err
 	}
-	return world.Do(func() error { return errors.Join(raise("lo", ""), raise("world", worldAddr+"/24")) })
+	return world.Do(func() error {
+		errs := []error{raise("lo", ""), raise("world", worldAddr+"/24")}
+		for _, addr := range worldAddrs() {
+			errs = append(errs, raise("world", addr.String()+"/24"))
+		}
+		return errors.Join(append(errs, serveNames())...)
+	})
 }
 
 // newNamespace makes a namespace without entering it for good.

@@ -17,7 +17,7 @@ import (
 // scripts run this very code. The tests run in network namespaces of their own.
 func TestMain(m *testing.M) {
 	launch.Child()
-	commands := map[string]func(){"agentguard": main, "peer": peerMain, "as": asMain, "get": getMain}
+	commands := map[string]func(){"agentguard": main, "peer": peerMain, "as": asMain, "get": getMain, "fetch": fetchMain}
 	if _, isCommand := commands[filepath.Base(os.Args[0])]; !isCommand && os.Geteuid() == 0 {
 		if err := enterLab(); err != nil {
 			fmt.Fprintln(os.Stderr, "make network namespaces:", err)

@@ -36,6 +36,8 @@ func setupInstance(env *testscript.Env) error {
 	env.Setenv("SERVER", sink.address())
 	env.Setenv("DENIED", other.address())
 	env.Setenv("GUARD", guard.cgroup)
+	env.Setenv("RESOLVER", resolverAddr)
+	env.Setenv("SHARED", sharedAddr)
 	// A deadline far enough off to do something before it, and a moment after it.
 	soon, past := "2s", "2.2"
 	if os.Getenv("AGENTGUARD_VM") != "" {

@@ -44,7 +44,8 @@ type agent struct {
 
 func startAgent(dir *cgroup.Dir) (*agent, error) {
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), agentMode+"=1")
+	// Bare system calls have no use for the runtime's signals.
+	cmd.Env = append(os.Environ(), agentMode+"=1", "GODEBUG=asyncpreemptoff=1")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: dir.FD()}
 	in, err := cmd.StdinPipe()

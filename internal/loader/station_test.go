@@ -24,7 +24,7 @@ const (
 )
 
 // station makes f's namespace have a resolver and a relay that answer each
-// message with what the kernel says of who asks: "TASK PROCESS ASKED".
+// message with what the kernel says of who asks: "TASK CGROUP PID PROCESS ASKED".
 func (f *fixture) station() {
 	f.t.Helper()
 	for _, host := range []string{"127.0.0.1", "::1"} {
@@ -90,7 +90,7 @@ func (f *fixture) asker(proto uint8, from net.Addr) string {
 			comm = append(comm, byte(c))
 		}
 	}
-	return fmt.Sprintf("%d %s %s", a.Task, comm, netip.AddrPortFrom(maps.Addr(a.To.Addr), a.To.Port))
+	return fmt.Sprintf("%d %d %d %s %s", a.Task, a.Cgroup, a.Pid, comm, netip.AddrPortFrom(maps.Addr(a.To.Addr), a.To.Port))
 }
 
 // mapWords is an address as the programs keep it.
@@ -110,12 +110,17 @@ func shown(addr string) string {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()).String()
 }
 
+// asks is a station's answer to the task's agent.
+func (k *task) asks(addr string) string {
+	return fmt.Sprintf("ok %d %d %d exe %s", k.record.Number, k.dir.ID(), k.cmd.Process.Pid, shown(addr))
+}
+
 func TestDNSIsRedirected(t *testing.T) {
 	f := newFixture(t)
 	f.station()
 	a := f.begin(withNames, "udp://192.0.2.7:53")
 	answer := func(addr string) string {
-		return fmt.Sprintf("ok %d exe %s from %s", a.record.Number, shown(addr), addr)
+		return fmt.Sprintf("%s from %s", a.asks(addr), addr)
 	}
 	for _, c := range []struct {
 		name        string
@@ -165,7 +170,7 @@ func TestDNSIsRedirected(t *testing.T) {
 				a.want("ok", "connect s %s", to)
 				a.want("ok "+to, "peer s")
 				a.want("ok", "send s - - hello")
-				a.want(strings.TrimSuffix(answer(to), " from "+to), "fetch s")
+				a.want(a.asks(to), "fetch s")
 			}
 		})
 	}

@@ -119,15 +119,19 @@ func TestDeadlines(t *testing.T) {
 	f := newFixture(t)
 	addr, accept := f.peer(f.ns, "tcp4", "127.0.0.1:0")
 	a := f.begin(nil)
-	soon := Now() + uint64(300*time.Millisecond)
-	if err := f.Maps().Rules.Replace(a.record.Number, compile(t, soon, addr)); err != nil {
-		t.Fatal(err)
+	grant := func(deadline uint64) {
+		if err := f.Maps().Rules.Replace(a.record.Number, compile(t, deadline, addr)); err != nil {
+			t.Fatal(err)
+		}
 	}
+	grant(0)
 	a.record.Grants = true
 	a.put()
 	a.want("ok", "dial a tcp %s", addr)
 	conn := accept()
 	a.want("ok", "write a before")
+	soon := Now() + uint64(300*time.Millisecond)
+	grant(soon)
 	waitUntil(t, soon)
 	a.want("ok", "write a after") // into the send buffer, no further
 	a.want(eperm, "dial b tcp %s", addr)
@@ -136,9 +140,11 @@ func TestDeadlines(t *testing.T) {
 		t.Errorf("the peer read %q, want only what was sent before the deadline", got)
 	}
 
-	b := f.begin(func(r *maps.Task) { r.Deadline = Now() + uint64(200*time.Millisecond) }, addr)
+	b := f.begin(nil, addr)
 	b.want("ok", "dial a tcp %s", addr)
 	left := accept()
+	b.record.Deadline = Now() + uint64(200*time.Millisecond)
+	b.put()
 	waitUntil(t, b.record.Deadline)
 	b.want(eperm, "dial b tcp %s", addr)
 	// The record is still that of a live task.

@@ -134,7 +134,7 @@ func (r Reason) String() string {
 	case ReasonStale:
 		return "the address was learned for a name too long ago: resolve the name again"
 	case ReasonResolver:
-		return "DNS goes to agentguard's resolver, and none is ready here"
+		return "DNS must go through agentguard's resolver"
 	case ReasonQUIC:
 		return "QUIC hides the name: the rule allows TLS over TCP"
 	case ReasonNotTLS:
@@ -150,7 +150,7 @@ func (r Reason) String() string {
 	case ReasonShared:
 		return "first payload in memory that can change after the check"
 	case ReasonHTTP:
-		return "plain HTTP goes through agentguard's relay, and none is ready here"
+		return "plain HTTP must go through agentguard's relay"
 	default:
 		return fmt.Sprintf("Reason(%d)", uint8(r))
 	}

@@ -224,6 +224,27 @@ func removeAll[K any](m *ebpf.Map, name string, keys []K) error {
 	return nil
 }
 
+// each calls do with every entry of a hash map that nobody else writes to.
+func each[K, V any](m *ebpf.Map, name string, do func(*K, *V)) error {
+	var (
+		cursor ebpf.MapBatchCursor
+		keys   = make([]K, 4096)
+		values = make([]V, len(keys))
+	)
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		for i := range n {
+			do(&keys[i], &values[i])
+		}
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			return nil // that was the last
+		case err != nil:
+			return fmt.Errorf("read %s: %w", name, err)
+		}
+	}
+}
+
 // sortedPrefixes returns the keys, shorter prefixes first.
 func sortedPrefixes(prefixes map[netip.Prefix][]policy.Range) []netip.Prefix {
 	return slices.SortedFunc(maps.Keys(prefixes), func(a, b netip.Prefix) int {

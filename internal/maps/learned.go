@@ -42,10 +42,6 @@ type address struct {
 func (r *Rules) Learn(owner uint32, learned ...Learned) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.learn(owner, learned)
-}
-
-func (r *Rules) learn(owner uint32, learned []Learned) error {
 	o := r.owners[owner]
 	var changed []Learned
 	for _, l := range learned {
@@ -96,9 +92,23 @@ func (r *Rules) change(owner uint32, o *owned, touched []addrKey, apply func()) 
 	return err
 }
 
+// chunk is how many addresses are worked on before others may go first.
+const chunk = 256
+
 // Inherit gives the owner to what the owner from has learned, for those of its
-// named destinations that cover the name it was learned for.
+// named destinations that cover the name it was learned for. With an error a
+// part of it may be there.
 func (r *Rules) Inherit(from, to uint32) error {
+	for learned := range slices.Chunk(r.legacy(from, to), chunk) {
+		if err := r.Learn(to, learned...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// legacy returns what the owner to has to learn to know what from knows.
+func (r *Rules) legacy(from, to uint32) []Learned {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	have, next := r.owners[from], r.owners[to]
@@ -114,11 +124,8 @@ func (r *Rules) Inherit(from, to uint32) error {
 			}
 		}
 	}
-	return r.learn(to, learned)
+	return learned
 }
-
-// chunk is how many addresses Expire works on before it lets others go first.
-const chunk = 256
 
 // Expire frees the addresses that have expired by now, unless a flow has used
 // them within idle. The caller makes sure that flows in progress have been

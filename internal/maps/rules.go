@@ -72,7 +72,7 @@ func newOwned(c policy.Compiled) *owned {
 }
 
 func (o *owned) isEmpty() bool {
-	return len(o.fixed.hosts)+len(o.fixed.prefixes)+len(o.named) == 0
+	return len(o.fixed.hosts)+len(o.fixed.prefixes)+len(o.fixed.names)+len(o.named) == 0
 }
 
 // content is all that the kernel has for o, or is to have.
@@ -111,29 +111,29 @@ func (o *owned) remember(have *owned, there content) {
 
 func openRules(t tables, recents recents) (*Rules, error) {
 	r := &Rules{tables: t, recents: recents, owners: make(map[uint32]*owned)}
+	if err := each(t.hosts, "hosts", func(key *bpf.GuardHost, value *bpf.GuardPermit) {
+		o, p := r.owner(key.Owner), permitOf(*value)
+		if p.flags&permitLearned != 0 {
+			o.stray[policyHostKey(*key)] = p
+		} else {
+			o.fixed.hosts[policyHostKey(*key)] = p
+		}
+	}); err != nil {
+		return nil, err
+	}
+	if err := each(t.learned, "learned", func(key *bpf.GuardLearnedAddr, until *uint64) {
+		o, addr := r.owner(key.Owner), as16(Addr(key.Addr))
+		o.addrs[addr] = with(o.addrs[addr], address{number: key.Number, expires: *until - min(*until, grace)})
+	}); err != nil {
+		return nil, err
+	}
 	var (
-		host   bpf.GuardHost
-		value  bpf.GuardPermit
 		prefix bpf.GuardPrefix
 		ranges bpf.GuardRanges
 		name   bpf.GuardName
 		claims bpf.GuardClaims
-		addr   bpf.GuardLearnedAddr
-		until  uint64
 	)
-	entries := t.hosts.Iterate()
-	for entries.Next(&host, &value) {
-		o, p := r.owner(host.Owner), permitOf(value)
-		if p.flags&permitLearned != 0 {
-			o.stray[policyHostKey(host)] = p
-		} else {
-			o.fixed.hosts[policyHostKey(host)] = p
-		}
-	}
-	if err := entries.Err(); err != nil {
-		return nil, fmt.Errorf("read hosts: %w", err)
-	}
-	entries = t.prefixes.Iterate()
+	entries := t.prefixes.Iterate()
 	for entries.Next(&prefix, &ranges) {
 		r.owner(prefix.Owner).fixed.prefixes[policyPrefix(prefix)] = policyRanges(&ranges)
 	}
@@ -146,14 +146,6 @@ func openRules(t tables, recents recents) (*Rules, error) {
 	}
 	if err := entries.Err(); err != nil {
 		return nil, fmt.Errorf("read names: %w", err)
-	}
-	entries = t.learned.Iterate()
-	for entries.Next(&addr, &until) {
-		o, at := r.owner(addr.Owner), as16(Addr(addr.Addr))
-		o.addrs[at] = append(o.addrs[at], address{number: addr.Number, expires: until - min(until, grace)})
-	}
-	if err := entries.Err(); err != nil {
-		return nil, fmt.Errorf("read learned: %w", err)
 	}
 	return r, nil
 }

@@ -30,6 +30,9 @@ func (f fixed) Totals() ([]task.Total, error)        { return f.totals, f.err }
 func example() fixed {
 	return fixed{
 		status: client.Status{Ready: true, Version: "v1", Policies: 2, Lost: 3,
+			Names: client.NamesStatus{Stations: 1, Learned: 12,
+				Queries:  map[string]uint64{"allow": 5, "deny": 2},
+				Requests: map[string]uint64{"allow": 1}},
 			Maps: []client.MapUsage{{Name: "hosts", Entries: 5, Max: 100}}},
 		tasks: []client.Task{
 			{Agent: "coder", State: client.TaskLive}, {Agent: "coder", State: client.TaskLive}, {State: client.TaskEnded},
@@ -47,9 +50,22 @@ agentguard_bytes_total{agent="coder",rule="192.0.2.1:443"} 7000
 # TYPE agentguard_decisions_total counter
 agentguard_decisions_total{agent="coder",rule="192.0.2.1:443",verdict="allow"} 7
 agentguard_decisions_total{agent="coder",rule="192.0.2.1:443",verdict="deny"} 1
+# HELP agentguard_dns_queries_total DNS questions of tasks, by verdict.
+# TYPE agentguard_dns_queries_total counter
+agentguard_dns_queries_total{verdict="allow"} 5
+agentguard_dns_queries_total{verdict="deny"} 2
+# HELP agentguard_dns_stations Network namespaces in which DNS of tasks is answered.
+# TYPE agentguard_dns_stations gauge
+agentguard_dns_stations 1
 # HELP agentguard_events_lost_total Audit events that the kernel dropped because nobody read them fast enough.
 # TYPE agentguard_events_lost_total counter
 agentguard_events_lost_total 3
+# HELP agentguard_http_requests_total Plain HTTP requests of tasks through the relay, by verdict.
+# TYPE agentguard_http_requests_total counter
+agentguard_http_requests_total{verdict="allow"} 1
+# HELP agentguard_learned_addresses Addresses that are known for names of rules and grants.
+# TYPE agentguard_learned_addresses gauge
+agentguard_learned_addresses 12
 # HELP agentguard_map_entries Entries in a kernel map.
 # TYPE agentguard_map_entries gauge
 agentguard_map_entries{map="hosts"} 5
@@ -63,7 +79,8 @@ agentguard_tasks{agent="coder",state="live"} 2
 `
 	err := testutil.GatherAndCompare(NewRegistry(example()), strings.NewReader(want),
 		"agentguard_bytes_total", "agentguard_decisions_total", "agentguard_events_lost_total",
-		"agentguard_map_entries", "agentguard_ready", "agentguard_tasks")
+		"agentguard_map_entries", "agentguard_ready", "agentguard_tasks",
+		"agentguard_dns_queries_total", "agentguard_dns_stations", "agentguard_http_requests_total", "agentguard_learned_addresses")
 	if err != nil {
 		t.Error(err)
 	}

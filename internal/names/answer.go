@@ -25,7 +25,7 @@ type answer struct {
 	rcode    int
 	chain    []dns.RR     // CNAMEs, each the alias of the one before; the first of name
 	records  []dns.RR     // of the type of the question, at the end of the chain
-	addrs    []netip.Addr // of the records, each in its place, if they are A or AAAA
+	addrs    []netip.Addr // of the records, each in its place, if they are A or AAAA; IPv4 is not mapped
 	all      section      // chain and records
 	upstream netip.AddrPort
 	ttl      time.Duration
@@ -171,6 +171,7 @@ func (a *answer) add(rr dns.RR, header dns.RR_Header) bool {
 }
 
 func (a *answer) addAddr(addr netip.Addr, rr dns.RR) bool {
+	addr = addr.Unmap()
 	if slices.Contains(a.addrs, addr) {
 		return false
 	}

@@ -24,6 +24,7 @@ type exchange struct {
 	rcode int  // of a query that is none, else success
 	began time.Time
 
+	allowed   bool             // a rule allows the very name that is asked for
 	resolvers []netip.AddrPort // who may be asked, the preferred first
 	quota     *quota
 	done      func() // gives back a place among those who wait
@@ -112,14 +113,17 @@ func (e *exchange) judge() bool {
 
 // refuse returns the reply to a question that the rules do not allow.
 func (e *exchange) refuse() (reply, bool) {
+	if e.name == "" {
+		return refusal(dns.RcodeNameError, dns.ExtendedErrorCodeBlocked, "this is not the name of a host"), true
+	}
+	rules := e.asker.Rules
+	e.allowed = rules.Allows(e.name)
 	subject := e.subject()
 	addr, isAddr := e.reverse()
 	switch {
-	case e.name == "":
-		return refusal(dns.RcodeNameError, dns.ExtendedErrorCodeBlocked, "this is not the name of a host"), true
-	case isAddr && e.asker.Rules.MayReach(addr):
-	case e.asker.Rules.Allows(subject):
-	case e.asker.Rules.Allows(e.name):
+	case e.allowed:
+	case subject != e.name && rules.Allows(subject):
+	case isAddr && rules.MayReach(addr):
 	case isAddr:
 		return refusal(dns.RcodeNameError, dns.ExtendedErrorCodeBlocked, "no rule allows %s", addr), true
 	default:
@@ -186,7 +190,7 @@ func (e *exchange) conclude(a *answer) {
 			return
 		}
 	}
-	if len(learn) == 0 || !e.asker.Rules.Allows(e.name) {
+	if len(learn) == 0 || !e.allowed {
 		return
 	}
 	if err := e.server.authority.Learn(e.asker, e.name, learn, left); err != nil {
@@ -216,7 +220,6 @@ type drop struct {
 func (e *exchange) filter(a *answer) (dropped []drop) {
 	rules := e.asker.Rules
 	for i, addr := range a.addrs {
-		addr = addr.Unmap()
 		what := "not a public address"
 		if public(addr) {
 			if !rules.Local(addr) {
@@ -244,8 +247,11 @@ func (e *exchange) filter(a *answer) (dropped []drop) {
 			continue
 		}
 		// "." is the owner itself, or nobody.
+		if target == "." || target == rr.Header().Name {
+			continue
+		}
 		target, _ = canonical(target)
-		if target == "" || target == e.name || rules.Allows(target) {
+		if rules.Allows(target) {
 			continue
 		}
 		dropped = append(dropped, drop{i, fmt.Sprintf("%s points to %s, which no rule allows", e.name, target)})

@@ -202,6 +202,7 @@ func TestQueriesThatAreNone(t *testing.T) {
 		}), dns.RcodeFormatError},
 		{"cut short", query(func(*dns.Msg) {})[:20], dns.RcodeFormatError},
 		{"a pointer to itself", []byte{0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 12, 0, 1, 0, 1}, dns.RcodeFormatError},
+		{"two OPT records", query(func(m *dns.Msg) { m.Extra = append(m.Extra, m.Extra[0]) }), dns.RcodeFormatError},
 		{"class CHAOS", query(func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS }), dns.RcodeNotImplemented},
 		{"class ANY", query(func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassANY }), dns.RcodeNotImplemented},
 		{"an update", query(func(m *dns.Msg) { m.Opcode = dns.OpcodeUpdate }), dns.RcodeNotImplemented},

@@ -58,6 +58,9 @@ func read(wire []byte) (q query, rcode int, ok bool) {
 	}
 	q.asked, q.qtype, q.class = m.Question[0].Name, m.Question[0].Qtype, m.Question[0].Qclass
 	q.name, _ = canonical(q.asked)
+	if opts(m.Extra) > 1 {
+		return q, dns.RcodeFormatError, true
+	}
 	if opt := m.IsEdns0(); opt != nil {
 		q.edns, q.do = true, opt.Do()
 		q.size = min(max(int(opt.UDPSize()), minSize), maxSize)
@@ -69,6 +72,16 @@ func read(wire []byte) (q query, rcode int, ok bool) {
 		return q, dns.RcodeNotImplemented, true
 	}
 	return q, dns.RcodeSuccess, true
+}
+
+// opts counts OPT records, of which RFC 6891 allows one.
+func opts(rrs []dns.RR) (n int) {
+	for _, rr := range rrs {
+		if rr.Header().Rrtype == dns.TypeOPT {
+			n++
+		}
+	}
+	return n
 }
 
 // host is how a record shows the name of q.

@@ -148,7 +148,7 @@ func (st *station) serveUDP(conn *net.UDPConn) {
 // pause is for errors that may last, such as a lack of descriptors or memory: the next
 // try must not come at once.
 func (st *station) pause(what string, err error) {
-	st.server.log.Warn(what, "error", err)
+	st.server.log.Warn(what, "err", err)
 	select {
 	case <-time.After(100 * time.Millisecond):
 	case <-st.ctx.Done():

@@ -186,6 +186,11 @@ func TestBailiwick(t *testing.T) {
 			want:   `api.good.test. HTTPS 2 . alpn="h2"`,
 		},
 		{
+			name: "HTTPS that points to its own owner", q: "api.good.test", qtype: dns.TypeHTTPS,
+			answer: []string{"api.good.test. 60 IN CNAME b.cdn.test.", `b.cdn.test. 60 IN HTTPS 1 B.cdn.test. alpn=h2`, `b.cdn.test. 60 IN HTTPS 2 c.cdn.test. alpn=h2`},
+			want:   `api.good.test. CNAME b.cdn.test.; b.cdn.test. HTTPS 1 b.cdn.test. alpn="h2"`,
+		},
+		{
 			name: "SVCB of a port", q: "_8443._https.api.good.test", qtype: dns.TypeHTTPS,
 			answer: []string{`_8443._https.api.good.test. 60 IN HTTPS 1 api.good.test. ipv6hint=2001:db8::66`},
 			want:   `_8443._https.api.good.test. HTTPS 1 api.good.test.`,
@@ -246,7 +251,8 @@ func TestNextResolverWhereOneFails(t *testing.T) {
 		"a query": func(w dns.ResponseWriter, m *dns.Msg) { _ = w.WriteMsg(m) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := newLab(t, newTown("good.test"), Config{Timeout: 1500 * time.Millisecond})
+			t.Parallel()
+			l := newLab(t, newTown("good.test"), Config{Timeout: 9 * time.Second})
 			if _, err := l.server.Listen(l.ns, []netip.AddrPort{upstream, second}); err != nil {
 				t.Fatal(err)
 			}
@@ -264,6 +270,7 @@ func TestNextResolverWhereOneFails(t *testing.T) {
 		})
 	}
 	t.Run("none answers", func(t *testing.T) {
+		t.Parallel()
 		l := newLab(t, newTown("good.test"), Config{Timeout: time.Second})
 		reply := l.ask(t, "good.test", dns.TypeA)
 		code, text := ede(reply)

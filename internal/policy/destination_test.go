@@ -42,6 +42,13 @@ func TestParseDestination(t *testing.T) {
 		{"[::ffff:10.0.0.0/104]:443", dest(TCP, "10.0.0.0/8", https...), "10.0.0.0/8:443"},
 		{"[::ffff:0:0/96]:443", dest(TCP, "0.0.0.0/0", https...), "0.0.0.0/0:443"},
 		{"[::/80]:443", dest(TCP, "::/80", https...), ""},
+		{"api.example.com:443", named(TCP, "api.example.com", https...), ""},
+		{"API.Example.com.:443", named(TCP, "api.example.com", https...), "api.example.com:443"},
+		{"*.example.com:80,443", named(TCP, "*.example.com", Ports{80, 80}, Ports{443, 443}), ""},
+		{"*.münchen.example:443", named(TCP, "*.xn--mnchen-3ya.example", https...), "*.xn--mnchen-3ya.example:443"},
+		{"udp://ntp.example.org:123", named(UDP, "ntp.example.org", Ports{123, 123}), ""},
+		{"icmp://gateway", named(ICMP, "gateway"), ""},
+		{"localhost:*", named(TCP, "localhost", Ports{0, 65535}), ""},
 		{"192.0.2.1:*", dest(TCP, "192.0.2.1/32", Ports{0, 65535}), ""},
 		{"192.0.2.1:1-65535", dest(TCP, "192.0.2.1/32", Ports{1, 65535}), ""},
 		{"192.0.2.1:8000-8100", dest(TCP, "192.0.2.1/32", Ports{8000, 8100}), ""},
@@ -116,8 +123,8 @@ func TestParseDestinationError(t *testing.T) {
 
 		{":443", "no host"},
 		{"[]:443", "no host"},
-		{"/8:443", `"" is not an address`},
-		{"*:443", "write 0.0.0.0/0 (IPv4) and [::/0] (IPv6)"},
+		{"/8:443", `"" is not a name or an address`},
+		{"*:443", "write *.example.com, for every address 0.0.0.0/0 (IPv4) and [::/0] (IPv6)"},
 		{"10.0.0.1/8:443", "10.0.0.1/8 has bits set beyond /8; write 10.0.0.0/8 for the prefix or 10.0.0.1 for the one address"},
 		{"[2001:db8::1/32]:443", "write [2001:db8::/32] for the prefix or [2001:db8::1] for the one address"},
 		{"[::ffff:10.0.0.1/104]:443", "write [::ffff:10.0.0.0/104] for the prefix"},
@@ -141,7 +148,7 @@ func TestParseDestinationError(t *testing.T) {
 		{"2001:db8::/32", "write [2001:db8::/32]:PORT"},
 		{"::ffff:192.0.2.1:443", "write [::ffff:192.0.2.1]:443"},
 		{"192.0.2.1:443:80", "too many colons"},
-		{"192.0.2.1]:443", "is not an address"},
+		{"192.0.2.1]:443", "is not a name or an address"},
 		{"[fe80::1%eth0]:443", "a zone (%) is not allowed"},
 		{"fe80::1%eth0", "a zone (%) is not allowed"},
 		{"192.0.2.1%eth0:443", "a zone (%) is not allowed"},
@@ -159,11 +166,18 @@ func TestParseDestinationError(t *testing.T) {
 		{"256.0.0.1:443", "four decimal numbers"},
 		{"10.0.0.1.:443", "four decimal numbers"},
 
-		{"api.example.com:443", "api.example.com:443: DNS names are not supported yet; write an address or prefix"},
-		{"*.example.com:443", "DNS names are not supported yet"},
-		{"localhost:80", "DNS names are not supported yet"},
-		{"münchen.example:443", "DNS names are not supported yet"},
-		{"user@192.0.2.1:443", "is not an address"},
+		{"api.example.com", "no port; write api.example.com:443, "},
+		{"icmp://api.example.com:8", "icmp has no ports; write icmp://api.example.com"},
+		{"api.example.com/v1:443", "a name has no path and no prefix length; write api.example.com:443"},
+		{"https://api.example.com", "write HOST:443"},
+		{"[api.example.com]:443", "not an IPv6 address"},
+		{"*foo.com:443", "write *.foo.com"},
+		{"**.example.com:443", "write *.example.com"},
+		{".example.com:443", "write *.example.com"},
+		{"api..example.com:443", "empty label"},
+		{"*.192.0.2.1:443", "four decimal numbers"},
+		{"user@example.com:443", "is not a name or an address"},
+		{"user@192.0.2.1:443", "is not a name or an address"},
 	} {
 		t.Run(tt.in, func(t *testing.T) {
 			d, err := ParseDestination(tt.in)
@@ -208,6 +222,7 @@ func TestDestinationMatches(t *testing.T) {
 		{"icmp://10.0.0.0/8", ICMP, "10.0.0.1", 0, true},
 		{"icmp://10.0.0.0/8", ICMP, "10.0.0.1", 7, true},
 		{"icmp://10.0.0.0/8", TCP, "10.0.0.1", 0, false},
+		{"api.example.com:80", TCP, "10.0.0.1", 80, false},
 	} {
 		d := mustParse(t, tt.dest)
 		if got := d.Matches(tt.proto, netip.MustParseAddr(tt.addr), tt.port); got != tt.want {
@@ -216,11 +231,72 @@ func TestDestinationMatches(t *testing.T) {
 	}
 }
 
+func TestDestinationMatchesHost(t *testing.T) {
+	for _, tt := range []struct {
+		dest  string
+		proto Proto
+		host  string
+		port  uint16
+		want  bool
+	}{
+		{"api.example.com:80-90", TCP, "api.example.com", 85, true},
+		{"api.example.com:80-90", TCP, "api.example.com", 91, false},
+		{"api.example.com:80-90", UDP, "api.example.com", 85, false},
+		{"*.example.com:80", TCP, "a.b.example.com", 80, true},
+		{"*.example.com:80", TCP, "example.com", 80, false},
+		{"icmp://api.example.com", ICMP, "api.example.com", 7, true},
+		{"0.0.0.0/0:80", TCP, "", 80, false},
+	} {
+		r := Rule{To: []Destination{mustParse(t, tt.dest)}}
+		if got := r.MatchesHost(tt.proto, tt.host, tt.port); got != tt.want {
+			t.Errorf("%s matches %s %s %d: %v, want %v", r, tt.proto, tt.host, tt.port, got, tt.want)
+		}
+		r.Direction = Ingress
+		if r.MatchesHost(tt.proto, tt.host, tt.port) {
+			t.Errorf("%s matches an egress flow", r)
+		}
+	}
+}
+
+func TestDestinationCovers(t *testing.T) {
+	for _, tt := range []struct {
+		a, b             string
+		covers, overlaps bool
+	}{
+		{"10.0.0.0/8:80-90", "10.1.0.0/16:85", true, true},
+		{"10.1.0.0/16:85", "10.0.0.0/8:80-90", false, true},
+		{"10.0.0.0/8:80-90", "10.0.0.0/8:85-95", false, true},
+		{"10.0.0.0/8:80", "10.0.0.0/8:81", false, false},
+		{"10.0.0.0/8:80", "11.0.0.0/8:80", false, false},
+		{"10.0.0.0/8:80", "udp://10.0.0.0/8:80", false, false},
+		{"icmp://10.0.0.0/8", "icmp://10.0.0.1", true, true},
+		{"[::/0]:80", "10.0.0.0/8:80", false, false},
+		{"0.0.0.0/0:*", "[::/0]:80", false, false},
+		{"*.example.com:*", "api.example.com:443", true, true},
+		{"api.example.com:443", "*.example.com:*", false, true},
+		{"*.example.com:443", "*.a.example.com:443", true, true},
+		{"*.a.example.com:443", "*.b.example.com:443", false, false},
+		{"*.example.com:443", "example.com:443", false, false},
+		{"api.example.com:443", "api.example.com:80,443", false, true},
+		{"icmp://api.example.com", "icmp://api.example.com", true, true},
+		{"0.0.0.0/0:*", "api.example.com:443", false, false},
+		{"api.example.com:443", "0.0.0.0/0:*", false, false},
+	} {
+		a, b := mustParse(t, tt.a), mustParse(t, tt.b)
+		if got := a.Covers(b); got != tt.covers {
+			t.Errorf("%s covers %s: %v", a, b, got)
+		}
+		if a.Overlaps(b) != tt.overlaps || b.Overlaps(a) != tt.overlaps {
+			t.Errorf("%s and %s overlap: %v, %v", a, b, a.Overlaps(b), b.Overlaps(a))
+		}
+	}
+}
+
 func FuzzParseDestination(f *testing.F) {
 	for _, s := range []string{
 		"192.0.2.1:443", "udp://10.0.0.0/8:*", "icmp://[2001:db8::/32]", "[::ffff:10.0.0.0/104]:80,443-450",
 		"[::/0]:1-65535", "2001:db8::1:443", "[fe80::1%eth0]:1", "api.example.com:443", "0.0.0.0:1", "https://x",
-		"SCTP://[::1]:9,8,7", "192.0.2.1:80-79", "[]:*", "\xff", "10.0.0.1/8:1",
+		"SCTP://[::1]:9,8,7", "192.0.2.1:80-79", "[]:*", "\xff", "10.0.0.1/8:1", "*.münchen.example.:443", "udp://*.x:*", "**.com:1", "xn--a.b:1",
 	} {
 		f.Add(s)
 	}
@@ -236,8 +312,11 @@ func FuzzParseDestination(f *testing.F) {
 		if err != nil || !reflect.DeepEqual(again, d) {
 			t.Fatalf("%q reads as %#v, printed as %q, which reads as %#v, %v", s, d, d.String(), again, err)
 		}
+		if (len(d.Ports) > 0) != d.Proto.HasPorts() || (d.Name == "") != d.Prefix.IsValid() || !d.Covers(d) || !d.Overlaps(d) {
+			t.Fatalf("%q reads as %#v, which cannot be", s, d)
+		}
 		p := d.Prefix
-		if p != p.Masked() || p.Addr().Is4In6() && p.Bits() >= 96 || (len(d.Ports) > 0) != d.Proto.HasPorts() {
+		if d.Name == "" && p != p.Masked() || p.Addr().Is4In6() && p.Bits() >= 96 {
 			t.Fatalf("%q reads as %#v, which is not the canonical form", s, d)
 		}
 	})
@@ -245,6 +324,10 @@ func FuzzParseDestination(f *testing.F) {
 
 func dest(proto Proto, prefix string, ports ...Ports) Destination {
 	return Destination{Proto: proto, Prefix: netip.MustParsePrefix(prefix), Ports: ports}
+}
+
+func named(proto Proto, name Name, ports ...Ports) Destination {
+	return Destination{Proto: proto, Name: name, Ports: ports}
 }
 
 func mustParse(t testing.TB, s string) Destination {

@@ -29,20 +29,23 @@ var international = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDo
 // ParseName reads a name as people write it: U-labels or A-labels, any case, with
 // or without a dot at the end. The error says what to write instead.
 func ParseName(s string) (Name, error) {
-	host, wildcard := strings.CutPrefix(s, "*.")
+	host, wildcard := strings.CutPrefix(strings.TrimSuffix(s, "."), "*.")
 	switch {
 	case host == "":
 		return "", fmt.Errorf("%q names nothing; write for example api.example.com or *.example.com", s)
 	case s[0] == '.':
 		return "", fmt.Errorf("a name does not begin with a dot; for every name below it write *%s", s)
+	case host[len(host)-1] == '.':
+		return "", fmt.Errorf("%s ends in two dots; take one of the dots out", quoteIfOdd(s))
 	case strings.Contains(host, "*"):
 		return "", misplacedStar(s)
-	case looksNumeric(host):
-		return "", fmt.Errorf("%q ends in a number, as no name does", s)
 	}
 	host, err := toASCII(host)
-	if err != nil {
+	switch {
+	case err != nil:
 		return "", err
+	case looksNumeric(host):
+		return "", fmt.Errorf("%q ends in a number, as no name does", s)
 	}
 	if wildcard {
 		host = "*." + host
@@ -76,7 +79,7 @@ func misplacedStar(s string) error {
 // the form that Name.Matches wants: lower case, without the dot at its end. What
 // is no name of letters, digits, hyphens and underscores is an error.
 func CanonicalHost(s string) (string, error) {
-	s = strings.ToLower(strings.TrimSuffix(s, "."))
+	s = strings.TrimSuffix(s, ".")
 	if s == "" {
 		return "", errors.New("an empty name")
 	}
@@ -91,12 +94,12 @@ func CanonicalHost(s string) (string, error) {
 			return "", fmt.Errorf("the label %q has %d bytes, more than %d", label, len(label), maxLabel)
 		}
 		for i := range len(label) {
-			if c := label[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+			if c := label[i]; (c|0x20 < 'a' || c|0x20 > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' {
 				return "", fmt.Errorf("%q in the label %q; a name has letters, digits, hyphens and underscores", c, label)
 			}
 		}
 	}
-	return s, nil
+	return strings.ToLower(s), nil
 }
 
 // IsWildcard reports whether n stands for the names below it.

@@ -13,8 +13,10 @@ import (
 // notes says what the author of rules may not have meant. Each stands once.
 func notes(rules []Rule) []string {
 	var out []string
+	said := make(map[string]bool)
 	add := func(format string, args ...any) {
-		if note := fmt.Sprintf(format, args...); !slices.Contains(out, note) {
+		if note := fmt.Sprintf(format, args...); !said[note] {
+			said[note] = true
 			out = append(out, note)
 		}
 	}

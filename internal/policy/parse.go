@@ -133,8 +133,8 @@ func (d *decoder) egress(n ast.Node, path string, tls Setting) []Rule {
 		rule.TLS = cmp.Or(rule.TLS, tls)
 		if to != nil {
 			to()
-			check.end(d, &rule)
 		}
+		check.end(d, &rule)
 		rules = append(rules, rule)
 	}
 	return rules
@@ -150,8 +150,11 @@ type setting struct {
 
 func (s *settings) decode(d *decoder, to *Setting) func(ast.Node, string) {
 	return func(n ast.Node, path string) {
-		*s = append(*s, setting{start(n), path})
+		errors := len(d.errs) + d.more
 		*to = choice(d, n, path, Required, Off)
+		if len(d.errs)+d.more == errors {
+			*s = append(*s, setting{start(n), path})
+		}
 	}
 }
 
@@ -165,7 +168,7 @@ func (s settings) end(d *decoder, rule *Rule) {
 		}
 	}
 	if named && len(s) == 2 && rule.TLS == Required && rule.HTTP == Required {
-		d.add(s[1].at, s[1].path, "required is what the rule's other setting says as well, and no connection is both; keep one, or make it two rules")
+		d.add(s[1].at, s[1].path, "tls and http cannot both be required: no connection is both; keep one, or make it two rules")
 	}
 	if !named {
 		rule.TLS, rule.HTTP = Unset, Unset

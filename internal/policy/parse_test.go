@@ -34,7 +34,15 @@ func TestParseFull(t *testing.T) {
 				rule(t, Egress, "udp://192.0.2.53:53"),
 				rule(t, Egress, "icmp://0.0.0.0/0", "icmp://[::/0]"),
 				rule(t, Egress, "sctp://198.51.100.7:5000"),
+				with(rule(t, Egress, "api.example.com:80,443", "*.example.com:443"), Required, Unset),
+				with(rule(t, Egress, "github.com:22"), Off, Unset),
+				with(rule(t, Egress, "legacy.example.org:8080"), Required, Required),
+				with(rule(t, Egress, "udp://ntp.example.org:123", "icmp://gateway.example.org"), Required, Unset),
 				rule(t, Ingress, "10.0.0.0/8:8080"),
+			},
+			Notes: []string{
+				"*.example.com does not match example.com itself: add it if you mean it",
+				"github.com:22: tls: off: not checked which name is asked for, so any other name on its addresses is reached as well",
 			},
 			Document: first,
 		},
@@ -42,6 +50,67 @@ func TestParseFull(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %#v\nwant %#v", got, want)
+	}
+}
+
+func with(r Rule, tls, http Setting) Rule {
+	r.TLS, r.HTTP = tls, http
+	return r
+}
+
+func TestParseSettings(t *testing.T) {
+	const rules = `
+    - to: ["a.test:443"]
+    - to: ["b.test:443"]
+      tls: required
+    - to: ["192.0.2.1:443", "c.test:80"]
+      http: off
+    - to: ["192.0.2.1:443"]
+  ingress:
+    - from: ["192.0.2.1:443"]`
+	for spec, want := range map[string]string{
+		"\n  egress:" + rules:                  "[a.test:443 b.test:443 192.0.2.1:443 c.test:80 http: off 192.0.2.1:443 ingress 192.0.2.1:443]",
+		"\n  tls: off\n  egress:" + rules:      "[a.test:443 tls: off b.test:443 192.0.2.1:443 c.test:80 tls: off http: off 192.0.2.1:443 ingress 192.0.2.1:443]",
+		"\n  egress:" + rules + "\n  tls: off": "[a.test:443 tls: off b.test:443 192.0.2.1:443 c.test:80 tls: off http: off 192.0.2.1:443 ingress 192.0.2.1:443]",
+	} {
+		policies, err := Parse("p.yaml", []byte(minimal("a", spec)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(policies[0].Rules); got != want {
+			t.Errorf("%s:\ngot  %s\nwant %s", spec, got, want)
+		}
+	}
+}
+
+func TestParseNotes(t *testing.T) {
+	const relaxed = "not checked which name is asked for, so any other name on its addresses is reached as well"
+	for _, tt := range []struct {
+		spec string
+		want []string
+	}{
+		{`{egress: [{to: ["192.0.2.1:443", "api.example.com:80,443", "udp://a.test:123"]}]}`, nil},
+		{`{egress: [{to: ["*.example.com:443"]}, {to: ["*.example.com:80"]}]}`, []string{"*.example.com does not match example.com itself: add it if you mean it"}},
+		{`{egress: [{to: ["*.example.com:443"]}, {to: ["example.com:443"]}]}`, nil},
+		{`{egress: [{to: ["*.internal:443", "*.corp.internal:443", "internal:1", "corp.internal:1"]}]}`, nil},
+		{`{egress: [{to: ["*.co.uk:443", "*.com:443"]}]}`, []string{
+			"*.co.uk covers names of many owners: anybody can have one below co.uk",
+			"*.com covers names of many owners: anybody can have one below com",
+		}},
+		{`{egress: [{to: ["*.github.io:443"]}]}`, []string{"*.github.io covers names of many owners: anybody can have one below github.io"}},
+		{`{egress: [{to: ["localhost:8080"]}]}`, []string{"localhost is this host, which a name never reaches: write 127.0.0.1 and [::1], or set loopback"}},
+		{`{egress: [{to: ["udp://ns.example.com:53"]}]}`, []string{"udp://ns.example.com:53: port 53 goes to agentguard's resolver whatever the rules say: leave it out"}},
+		{`{egress: [{to: ["github.com:22", "192.0.2.1:22", "udp://github.com:443"], tls: off}]}`, []string{"github.com:22: tls: off: " + relaxed}},
+		{`{tls: off, egress: [{to: ["a.test:443"]}, {to: ["b.test:443"], tls: required}, {to: ["c.test:80"]}]}`, []string{"a.test:443: tls: off: " + relaxed}},
+		{`{egress: [{to: ["a.test:80,443"], tls: off, http: off}, {to: ["b.test:80"], http: off}]}`, []string{"a.test:80,443: http: off and tls: off: " + relaxed}},
+	} {
+		policies, err := Parse("p.yaml", []byte(minimal("a", tt.spec)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := policies[0].Notes; !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%s:\ngot  %q\nwant %q", tt.spec, got, tt.want)
+		}
 	}
 }
 
@@ -246,7 +315,7 @@ func FuzzParse(f *testing.F) {
 	}
 	for _, s := range []string{
 		"", "---", "...", "- ", "? a", "a: |\n  b", "a: >+\n\n", "\"\\x", "{a: [}", "a: b: c", "!!map {}", "&a *a", "%TAG ! x\n--- a",
-		minimal("a", "{egress: [{to: [192.0.2.1:443]}]}"), minimal("a", "{maxTTL: 1h, onEnd: leave}") + "---\n" + minimal("b", "{}"),
+		minimal("a", "{egress: [{to: [192.0.2.1:443]}]}"), minimal("a", "{tls: off, egress: [{to: [\"*.x:*\", a.b:80], tls: required, http: off}]}"), minimal("a", "{maxTTL: 1h, onEnd: leave}") + "---\n" + minimal("b", "{}"),
 		strings.ReplaceAll(minimal("a", "{}"), "\n", "\r\n"), "\ufeff" + minimal("a", "{}"),
 	} {
 		f.Add([]byte(s))

@@ -21,6 +21,14 @@ func TestRuleString(t *testing.T) {
 			"10.0.0.0/8:53 udp://10.0.0.0/8:53 10.0.0.0/16:53 [2001:db8::/32]:443",
 			"10.0.0.0/8:53 udp://10.0.0.0/8:53 10.0.0.0/16:53 and 1 more",
 		},
+		{
+			rule(t, Egress, "*.example.com:443", "192.0.2.1:443", "api.example.com:443", "[2001:db8::1]:443"),
+			"192.0.2.1:443 [2001:db8::1]:443 *.example.com:443 api.example.com:443",
+			"192.0.2.1:443 [2001:db8::1]:443 *.example.com:443 and 1 more",
+		},
+		{Rule{To: []Destination{mustParse(t, "github.com:22")}, TLS: Off}, "github.com:22 tls: off", "github.com:22 tls: off"},
+		{Rule{To: []Destination{mustParse(t, "a.test:80")}, TLS: Required, HTTP: Off}, "a.test:80 http: off", "a.test:80 http: off"},
+		{Rule{To: []Destination{mustParse(t, "a.test:8080")}, TLS: Off, HTTP: Required}, "a.test:8080 tls: off http: required", "a.test:8080 tls: off http: required"},
 		{Rule{}, "", ""},
 	} {
 		if got := tt.rule.String(); got != tt.want {
@@ -67,12 +75,42 @@ func TestRuleMatches(t *testing.T) {
 	}
 }
 
+func TestRuleCheck(t *testing.T) {
+	for _, tt := range []struct {
+		tls, http Setting
+		dest      string
+		port      uint16
+		want      Check
+	}{
+		{Unset, Unset, "a.test:*", 443, CheckTLS},
+		{Unset, Unset, "a.test:*", 22, CheckTLS},
+		{Unset, Unset, "a.test:*", 80, CheckHTTP},
+		{Required, Unset, "a.test:*", 80, CheckHTTP},
+		{Off, Unset, "a.test:*", 80, CheckHTTP},
+		{Off, Unset, "a.test:*", 443, CheckNone},
+		{Unset, Off, "a.test:*", 80, CheckTLS},
+		{Off, Off, "a.test:*", 80, CheckNone},
+		{Unset, Required, "a.test:*", 8080, CheckHTTP},
+		{Off, Required, "a.test:*", 8080, CheckHTTP},
+		{Unset, Unset, "udp://a.test:123", 123, CheckNone},
+		{Unset, Unset, "icmp://a.test", 0, CheckNone},
+		{Unset, Required, "192.0.2.1:80", 80, CheckNone},
+	} {
+		d := mustParse(t, tt.dest)
+		r := Rule{To: []Destination{d}, TLS: tt.tls, HTTP: tt.http}
+		if got := r.Check(d, tt.port); got != tt.want {
+			t.Errorf("%s, port %d: %s, want %s", r, tt.port, got, tt.want)
+		}
+	}
+}
+
 func TestProtos(t *testing.T) {
 	got := Protos([]Rule{
 		rule(t, Egress, "udplite://192.0.2.1:1", "192.0.2.1:1"),
 		rule(t, Ingress, "sctp://192.0.2.1:1", "192.0.2.1:2"),
+		rule(t, Egress, "udp://a.test:1"),
 	})
-	if want := []Proto{TCP, SCTP, UDPLite}; !reflect.DeepEqual(got, want) {
+	if want := []Proto{TCP, UDP, SCTP, UDPLite}; !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }
@@ -87,6 +125,8 @@ func TestEnumNames(t *testing.T) {
 		{LoopbackNone, "none"}, {LoopbackTask, "task"}, {LoopbackHost, "host"}, {Loopback(9), "Loopback(9)"},
 		{Kill, "kill"}, {Leave, "leave"}, {OnEnd(9), "OnEnd(9)"},
 		{TCP, "tcp"}, {Proto(9), "Proto(9)"},
+		{Unset, ""}, {Required, "required"}, {Off, "off"}, {Setting(9), "Setting(9)"},
+		{CheckNone, "none"}, {CheckTLS, "tls"}, {CheckHTTP, "http"}, {Check(9), "Check(9)"},
 	} {
 		if got := tt.value.String(); got != tt.want {
 			t.Errorf("got %q, want %q", got, tt.want)

@@ -28,10 +28,10 @@ type link struct {
 	transport *http.Transport
 	watched   bool // in mode audit: what passes is recorded, not relayed
 
+	dead   atomic.Bool     // no dials any more
 	ctx    context.Context // of dials
 	cancel context.CancelFunc
-	mu     sync.Mutex
-	dead   bool // no dials any more
+	mu     sync.Mutex // held while dialling
 	remote *remote
 
 	host    atomic.Pointer[string] // of the last request, before it was judged
@@ -63,7 +63,7 @@ func newLink(st *station, conn *net.TCPConn, asker Asker) *link {
 func (l *link) dial() (net.Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.dead {
+	if l.dead.Load() {
 		return nil, net.ErrClosed
 	}
 	if l.remote != nil {
@@ -83,24 +83,25 @@ func (l *link) dial() (net.Conn, error) {
 	return l.remote, nil
 }
 
-// cut ends both connections. When it returns nothing is on its way any more,
-// also out of the kernel's buffers.
-func (l *link) cut() {
+// cut ends both connections, and reports whether they had not ended. When it returns nothing
+// is on its way any more, also out of the kernel's buffers.
+func (l *link) cut() bool {
+	first := !l.dead.Swap(true)
+	_ = reset(l.Conn)
 	l.cancel()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.dead = true
 	if l.remote != nil {
-		reset(l.remote.Conn)
+		_ = reset(l.remote.Conn)
 	}
-	reset(l.Conn)
+	return first
 }
 
 // finish is the end of a link, after which nobody knows of it.
 func (l *link) finish() {
+	l.dead.Store(true)
 	l.cancel()
 	l.mu.Lock()
-	l.dead = true
 	if l.remote != nil {
 		l.remote.Close()
 	}
@@ -152,7 +153,7 @@ func (l *link) Write(p []byte) (int, error) {
 
 func began(p []byte) string {
 	if len(p) == 0 {
-		return "nothing was seen of it"
+		return "it came close behind another"
 	}
 	return fmt.Sprintf("it began with %q", p)
 }

@@ -110,6 +110,7 @@ func (l *link) forward(w http.ResponseWriter, r *http.Request, host string) {
 		r.Header.Del("Upgrade")
 	}
 	content := &content{ReadCloser: r.Body, link: l, in: r}
+	r = r.WithContext(r.Context()) // the HTTP server keeps an eye on its own
 	r.Body = content
 	proxy := httputil.ReverseProxy{
 		Transport:     l.transport,

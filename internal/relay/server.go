@@ -125,8 +125,7 @@ func (s *Server) cut(which func(*link) bool) (n int) {
 	}
 	s.mu.Unlock()
 	for _, l := range all {
-		if which(l) {
-			l.cut()
+		if which(l) && l.cut() {
 			n++
 		}
 	}

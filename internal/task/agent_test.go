@@ -4,6 +4,8 @@ package task
 
 import (
 	"bufio"
+	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -40,9 +42,20 @@ type process struct {
 // startProcess starts one in the cgroup at path, in the fixture's namespace.
 func (f *fixture) startProcess(path string) *process {
 	f.t.Helper()
-	dir, err := cgroup.Open(path)
+	var p *process
+	var err error
+	f.in(f.near, func() { p, err = f.spawn(path) })
 	if err != nil {
 		f.t.Fatal(err)
+	}
+	return p
+}
+
+// spawn starts one where the calling thread stands.
+func (f *fixture) spawn(path string) (*process, error) {
+	dir, err := cgroup.Open(path)
+	if err != nil {
+		return nil, err
 	}
 	defer dir.Close()
 	cmd := exec.Command("/proc/self/exe")
@@ -51,24 +64,21 @@ func (f *fixture) startProcess(path string) *process {
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: dir.FD()}
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		f.t.Fatal(err)
+		return nil, err
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		f.t.Fatal(err)
+		return nil, err
 	}
-	f.in(f.near, func() {
-		if err := cmd.Start(); err != nil {
-			f.t.Fatalf("start a process in %s: %v", path, err)
-		}
-	})
-	p := &process{f.t, cmd, in, bufio.NewReader(out)}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start a process in %s: %w", path, err)
+	}
 	f.t.Cleanup(func() {
 		in.Close()
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	return p
+	return &process{f.t, cmd, in, bufio.NewReader(out)}, nil
 }
 
 // do says what to do and returns "ok" with the answer, or the error.
@@ -97,7 +107,8 @@ const (
 )
 
 // obey knows: dial NAME ADDR, write NAME DATA, read NAME, flood NAME,
-// close NAME, leave (the network namespace).
+// close NAME, hello NAME SNI (a TLS handshake), lookup HOST, answer ADDR (as a
+// DNS server).
 func obey(in io.Reader, out io.Writer) {
 	conns := make(map[string]net.Conn)
 	lines := bufio.NewScanner(in)
@@ -148,6 +159,16 @@ func obeyOne(words []string, conns map[string]net.Conn) (string, error) {
 		return string(buf[:n]), err
 	case "close":
 		return "", conns[words[1]].Close()
+	case "hello":
+		conns[words[1]].SetDeadline(time.Now().Add(patience))
+		return "", tls.Client(conns[words[1]], &tls.Config{InsecureSkipVerify: true, ServerName: words[2]}).Handshake()
+	case "lookup":
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		addrs, err := (&net.Resolver{PreferGo: true}).LookupNetIP(ctx, "ip4", words[1]+".")
+		return fmt.Sprint(addrs), err
+	case "answer":
+		return "", answerDNS("127.0.0.1:53", map[string]string{"api.good.test.": words[1]})
 	}
 	return "", fmt.Errorf("unknown order %q", words)
 }

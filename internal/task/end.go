@@ -244,6 +244,7 @@ func (e *Engine) conclude(ctx context.Context, t *task, left *leftover, result c
 	t.mu.Unlock()
 
 	e.stations.leave(t.number)
+	e.problems.set("names of "+t.id, "")
 	e.stations.names.Forget(t.number)
 	for id := range spaces {
 		e.spaces.release(id)

@@ -42,6 +42,7 @@ type Engine struct {
 	schedule *schedule
 	owners   *sequence // numbers of tasks and of policy versions
 	rules    *sequence
+	openers  openers
 	totals   totals
 	problems problems
 
@@ -87,7 +88,8 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		cfg: cfg, log: cfg.Log, started: time.Now().UTC(),
 		tasks: make(map[string]*task), byNumber: make(map[uint32]*task), places: make(map[string]*task),
 		agents: make(map[string]*agent), leftovers: make(map[uint64]leftover),
-		totals: totals{ended: make(map[totalKey]maps.Counter)},
+		openers: newOpeners(),
+		totals:  totals{ended: make(map[totalKey]maps.Counter)},
 	}
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	e.closing, e.stopWaits = context.WithCancel(e.ctx)

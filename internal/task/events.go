@@ -40,6 +40,12 @@ func (e *Engine) decided(event loader.Event) {
 	if event.PID != 0 {
 		r.UID = &event.UID
 	}
+	e.openers.know(event)
+	if wantsName(event.Reason) && event.PID == 0 {
+		if opener, ok := e.openers.of(event.Cookie); ok {
+			r.PID, r.UID, r.Process = opener.pid, &opener.uid, opener.process
+		}
+	}
 	if t != nil {
 		e.attribute(&r, t, event)
 		e.follow(t, event)

@@ -56,6 +56,7 @@ func (e *Engine) expireGrant(t *task, rule uint32) {
 	if err := e.setGrants(t, grants); err != nil {
 		e.log.Error("remove an expired grant; it allows nothing", "task", t.id, "err", err)
 	}
+	e.recheck(t)
 	if _, err := e.sweepTasks(t); err != nil {
 		e.log.Error("destroy the sockets of an expired grant; their packets are dropped", "task", t.id, "err", err)
 	}

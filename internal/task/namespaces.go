@@ -4,6 +4,7 @@ package task
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -104,9 +105,11 @@ func (e *Engine) discover(t *task, pids ...int) {
 			t.keep(e.spaces, id, path)
 		}
 	}
+	problem := ""
 	if err := e.station(t); err != nil {
-		e.log.Error("names cannot be looked up", "task", t.id, "err", err)
+		problem = fmt.Sprintf("names cannot be looked up for task %s: %v", t.id, err)
 	}
+	e.problems.set("names of "+t.id, problem)
 }
 
 // discoverAll does the same for every process of the task. A cgroup that is

@@ -100,6 +100,7 @@ func TestRead(t *testing.T) {
 		{"alert record", changed(slices.Clone(good), 0, 21), answer{verdict: notTLS}},
 		{"SSL 3.0", changed(slices.Clone(good), 1, 3, 0), answer{verdict: notTLS}},
 		{"record of TLS 1.3", changed(slices.Clone(good), 1, 3, 4), answer{verdict: notTLS}},
+		{"record of another major version", changed(slices.Clone(good), 1, 2, 3), answer{verdict: notTLS}},
 		{"DTLS", changed(slices.Clone(good), 1, 0xfe, 0xfd), answer{verdict: notTLS}},
 		{"SSLv2 hello", append([]byte("\x80\x2e\x01\x03\x01\x00\x15\x00\x00\x00\x10"), make([]byte, 37)...), answer{verdict: notTLS}},
 		{"HTTP", []byte("GET / HTTP/1.1\r\nHost: api.example.com\r\n\r\n"), answer{verdict: notTLS}},
@@ -115,8 +116,13 @@ func TestRead(t *testing.T) {
 		{"hello shorter than its record", record(append(slices.Clone(good[5:]), 0)), answer{verdict: bad}},
 		{"two hellos in a record", record(append(slices.Clone(good[5:]), good[5:]...)), answer{verdict: bad}},
 		{"hello of 16 MB", changed(slices.Clone(good), 6, 1), answer{verdict: bad}},
+		{"hello shorter than what it holds", changed(slices.Clone(good), 8, good[8]-1), answer{verdict: bad}},
+		{"list of extensions shorter than what it holds", changed(slices.Clone(good), 53, good[53]-1), answer{verdict: bad}},
+		{"header of a record too short for a hello", []byte{22, 3, 1, 0, 44}, answer{verdict: bad}},
+		{"header of a record too long", []byte{22, 3, 1, 0x40, 1}, answer{verdict: bad}},
 		{"record too long", changed(slices.Clone(good), 3, 0x40, 0x01), answer{verdict: bad}},
 		{"hello of SSL 3.0", changed(slices.Clone(good), 9, 3, 0), answer{verdict: bad}},
+		{"hello of TLS 1.3 by its old field", changed(slices.Clone(good), 9, 3, 4), answer{verdict: bad}},
 		{"hello of another major version", changed(slices.Clone(good), 9, 2, 3), answer{verdict: bad}},
 		{"session id too long", sketch{session: make([]byte, 33), extensions: [][]byte{hosts(name)}}.payload(), answer{verdict: bad}},
 		{"no suites", sketch{suites: []byte{}, extensions: [][]byte{hosts(name)}}.payload(), answer{verdict: bad}},
@@ -175,15 +181,15 @@ func check(t *testing.T, p *parser, payload []byte) {
 	}
 }
 
-// Every single changed bit of every recorded hello.
-func TestChangedBits(t *testing.T) {
+// Every byte of every recorded hello, a little and entirely different.
+func TestChangedBytes(t *testing.T) {
 	p := newParser(t)
 	for _, r := range recordings(t) {
 		t.Run(r.client, func(t *testing.T) {
 			for i := range r.payload {
-				for bit := range 8 {
+				for _, change := range []byte{0x01, 0xff} {
 					payload := bytes.Clone(r.payload)
-					payload[i] ^= 1 << bit
+					payload[i] ^= change
 					check(t, p, payload)
 				}
 			}

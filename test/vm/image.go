@@ -35,7 +35,8 @@ func newTree() *tree {
 	t.text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/sh\n")
 	t.text("etc/group", "root:x:0:\nnogroup:x:65534:\n")
 	t.text("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
-	t.text("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n")
+	t.text("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
+	t.text("etc/resolv.conf", "") // for tests to mount theirs on
 	return t
 }
 

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package task
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"math/big"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"agentguard.dev/agentguard/client"
+	"agentguard.dev/agentguard/internal/loader"
+	"agentguard.dev/agentguard/internal/names"
+	"agentguard.dev/agentguard/internal/netns"
+)
+
+// answerDNS serves a zone of IPv4 addresses over UDP, with a TTL of a second.
+func answerDNS(addr string, zone map[string]string) error {
+	socket, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return err
+	}
+	go (&dns.Server{PacketConn: socket, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		r := new(dns.Msg)
+		r.SetReply(q)
+		header := dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 1}
+		switch addr, ok := zone[strings.ToLower(header.Name)]; {
+		case !ok:
+			r.Rcode = dns.RcodeNameError
+		case q.Question[0].Qtype == dns.TypeA:
+			r.Answer = append(r.Answer, &dns.A{Hdr: header, A: net.ParseIP(addr)})
+		}
+		w.WriteMsg(r)
+	})}).ActivateAndServe()
+	return nil
+}
+
+// startWith starts a process in a namespace whose resolv.conf, in a file system
+// view of the process's own, names the resolver.
+func (f *fixture) startWith(ns *netns.Handle, path, resolver string) *process {
+	f.t.Helper()
+	conf := filepath.Join(f.t.TempDir(), "resolv.conf")
+	must(f.t, os.WriteFile(conf, []byte("nameserver "+resolver+"\noptions timeout:1 attempts:1\n"), 0o644))
+	var p *process
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS)
+		if err == nil {
+			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		}
+		if err == nil {
+			err = unix.Mount(conf, "/etc/resolv.conf", "", unix.MS_BIND, "")
+		}
+		if err == nil {
+			err = unix.Setns(ns.FD(), unix.CLONE_NEWNET)
+		}
+		if err == nil {
+			p, err = f.spawn(path)
+		}
+		done <- err
+	}()
+	must(f.t, <-done)
+	return p
+}
+
+// network makes another pair of joined namespaces, with a DNS server at
+// 192.0.2.2 in the far one.
+func (f *fixture) network(zone map[string]string) (near *netns.Handle) {
+	f.t.Helper()
+	other := &fixture{t: f.t, near: newNamespace(f.t), far: newNamespace(f.t)}
+	other.join()
+	other.in(other.far, func() { must(f.t, answerDNS("192.0.2.2:53", zone)) })
+	return other.near
+}
+
+// serveNames answers DNS at 192.0.2.2 in the fixture's own far namespace.
+func (f *fixture) serveNames(zone map[string]string) {
+	f.t.Helper()
+	f.in(f.far, func() { must(f.t, answerDNS("192.0.2.2:53", zone)) })
+}
+
+func (f *fixture) serveTLS(addr string) {
+	f.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(f.t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	must(f.t, err)
+	config := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	var l net.Listener
+	f.in(f.far, func() {
+		l, err = tls.Listen("tcp", addr, config)
+		must(f.t, err)
+	})
+	f.t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				c.(*tls.Conn).Handshake()
+				c.Read(make([]byte, 1))
+			}()
+		}
+	}()
+}
+
+func TestNamesInTwoNamespaces(t *testing.T) {
+	f := newFixture(t)
+	e := f.open()
+	f.apply(document("coder", egress("api.good.test:443")))
+	for i, addr := range []string{"192.0.2.10", "192.0.2.11"} {
+		near := f.network(map[string]string{"api.good.test.": addr})
+		dir := newCgroup(t)
+		p := f.startWith(near, dir.Path(), "192.0.2.2")
+		p.want("ok ["+addr, "lookup api.good.test") // without a guard
+		f.begin(client.BeginRequest{ID: fmt.Sprint("t", i), Agent: "coder", Cgroup: dir.Path()})
+		p.want("ok ["+addr, "lookup api.good.test")
+		if got := p.do("lookup www.evil.test"); !strings.HasSuffix(got, "no such host") {
+			t.Errorf("a name that no rule has: %s", got)
+		}
+	}
+	if n := e.stations.count(); n != 3 {
+		t.Errorf("%d stations, want the engine's own and two", n)
+	}
+	f.end("t0")
+	f.end("t1")
+	stations, err := e.maps.Stations.All()
+	if err != nil || len(stations) != 1 {
+		t.Errorf("stations %v, %v after the end of all tasks; want the engine's own", stations, err)
+	}
+}
+
+// A task that has not been seen in a namespace before says so by entering.
+func TestNamesWhereAProcessEnters(t *testing.T) {
+	f := newFixture(t, func(c *Config) { c.DNS.Resolvers = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:53")} })
+	e := f.open()
+	f.serveNames(map[string]string{"api.good.test.": "192.0.2.2"})
+	task := f.begin(client.BeginRequest{ID: "t", Allow: []string{"api.good.test:443"}})
+	caller := f.startProcess(newCgroup(t).Path())
+	ctx := WithCaller(t.Context(), Caller{PID: uint32(caller.cmd.Process.Pid)})
+	if _, err := e.Enter(ctx, "t"); err != nil {
+		t.Fatal(err)
+	}
+	f.startProcess(task.Cgroup).want("ok [192.0.2.2]", "lookup api.good.test")
+	f.end("t")
+	_, err := e.Enter(ctx, "t")
+	wantCode(t, err, "conflict", "ended")
+}
+
+// What answers on loopback is believed only if it is not a task's.
+func TestResolverOfTheTasksOwn(t *testing.T) {
+	f := newFixture(t)
+	e := f.open()
+	dir := newCgroup(t)
+	p := f.startWith(f.near, dir.Path(), "127.0.0.1")
+	p.want("ok", "answer 198.51.100.66")
+	p.want("ok [198.51.100.66]", "lookup api.good.test") // without a guard
+	f.begin(client.BeginRequest{ID: "t", Allow: []string{"api.good.test:443"}, Cgroup: dir.Path()})
+	if got := p.do("lookup api.good.test"); strings.HasPrefix(got, "ok") {
+		t.Errorf("the task's own resolver is believed: %s", got)
+	}
+	if n := e.maps.Rules.CountLearned(); n != 0 {
+		t.Errorf("%d addresses were learned from it", n)
+	}
+	f.end("t")
+
+	near := newNamespace(t)
+	f.in(near, func() {
+		lo, err := netlink.LinkByName("lo")
+		must(t, err)
+		must(t, netlink.LinkSetUp(lo))
+		must(t, answerDNS("127.0.0.1:53", map[string]string{"api.good.test.": "198.51.100.7"}))
+	})
+	other := newCgroup(t)
+	q := f.startWith(near, other.Path(), "127.0.0.1")
+	f.begin(client.BeginRequest{ID: "u", Allow: []string{"api.good.test:443"}, Cgroup: other.Path()})
+	q.want("ok [198.51.100.7]", "lookup api.good.test")
+	f.end("u")
+}
+
+// Who made a user namespace arranges what is in it.
+func TestArrangedByHost(t *testing.T) {
+	f := newFixture(t)
+	host := f.startProcess(newCgroup(t).Path())
+	if proc := fmt.Sprint("/proc/", host.cmd.Process.Pid); !arrangedByHost(f.near, proc) {
+		t.Error("a namespace that root made is not")
+	}
+	own := exec.Command("sleep", "1000")
+	own.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 65534, Size: 1}},
+	}
+	must(t, own.Start())
+	t.Cleanup(func() { own.Process.Kill(); own.Wait() })
+	proc := fmt.Sprint("/proc/", own.Process.Pid)
+	ns, err := netns.Open(proc + "/ns/net")
+	must(t, err)
+	defer ns.Close()
+	if arrangedByHost(ns, proc) {
+		t.Error("one of a user namespace is")
+	}
+	if arrangedByHost(f.near, proc) {
+		t.Error("a process elsewhere is")
+	}
+}
+
+func TestReadResolvers(t *testing.T) {
+	root := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(root, "etc"), 0o755))
+	must(t, os.Mkdir(filepath.Join(root, "run"), 0o755))
+	must(t, os.WriteFile(filepath.Join(root, "run/resolv.conf"), []byte("# x\nnameserver 192.0.2.53\nnameserver 2001:db8::53\nsearch a.test\n"), 0o644))
+	must(t, os.Symlink("/run/resolv.conf", filepath.Join(root, "etc/resolv.conf"))) // leads nowhere outside
+	got, err := readResolvers(root)
+	if want := "[192.0.2.53:53 [2001:db8::53]:53]"; err != nil || fmt.Sprint(got) != want {
+		t.Errorf("%v, %v; want %s", got, err, want)
+	}
+	must(t, os.WriteFile(filepath.Join(root, "run/resolv.conf"), []byte("search a.test\n"), 0o644))
+	if got, err := readResolvers(root); err != nil || fmt.Sprint(got) != "[127.0.0.1:53]" {
+		t.Errorf("without a name server: %v, %v", got, err)
+	}
+	must(t, os.Remove(filepath.Join(root, "run/resolv.conf")))
+	must(t, unix.Mkfifo(filepath.Join(root, "run/resolv.conf"), 0o644))
+	if got, err := readResolvers(root); err == nil {
+		t.Errorf("from a pipe: %v", got)
+	}
+}
+
+// A grant without TLS reaches where the policy wants TLS.
+func TestGrantWithoutTLS(t *testing.T) {
+	f := newFixture(t, func(c *Config) { c.DNS.Resolvers = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:53")} })
+	e := f.open()
+	s := f.serve(true)
+	port := netip.MustParseAddrPort(s.addr).Port()
+	dest := fmt.Sprintf("api.good.test:%d", port)
+	f.serveNames(map[string]string{"api.good.test.": "192.0.2.2"})
+	f.apply(document("coder", egress(dest)))
+	dir := newCgroup(t)
+	p := f.startProcess(dir.Path())
+	f.begin(client.BeginRequest{ID: "t", Agent: "coder", Cgroup: dir.Path()})
+	p.want("ok", "lookup api.good.test")
+	p.want("ok", "dial a %s", s.addr)
+	p.want("ok", "write a hello")
+	p.want(aborted, "read a")
+	if _, err := e.Grant(t.Context(), "t", client.Grant{Destination: dest, TLS: "off"}); err != nil {
+		t.Fatal(err)
+	}
+	p.want("ok", "lookup api.good.test")
+	p.want("ok", "dial b %s", s.addr)
+	p.want("ok", "write b hello")
+	p.want("ok hello", "read b")
+	f.end("t")
+}
+
+func TestLearnedAddressesExpire(t *testing.T) {
+	f := newFixture(t, func(c *Config) {
+		c.DNS = names.Config{
+			Resolvers: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:53")},
+			MinTTL:    time.Second, MaxTTL: time.Second,
+		}
+	})
+	e := f.open()
+	f.serveNames(map[string]string{"api.good.test.": "192.0.2.2", "db.good.test.": "192.0.2.77"})
+	f.serveTLS("192.0.2.2:443")
+	dir := newCgroup(t)
+	p := f.startProcess(dir.Path())
+	f.begin(client.BeginRequest{ID: "t", Allow: []string{"api.good.test:443", "db.good.test:443"}, Cgroup: dir.Path()})
+	p.want("ok", "lookup api.good.test")
+	p.want("ok", "lookup db.good.test")
+	p.want("ok", "dial a 192.0.2.2:443")
+	p.want("ok", "hello a api.good.test")
+	if task, err := e.Get("t"); err != nil || len(task.Learned) != 2 {
+		t.Errorf("learned %+v, %v; want two names", task.Learned, err)
+	}
+	owner := f.engine.tasks["t"].number
+	eventually(t, "their time is over", func() bool { return len(e.maps.Rules.Known(owner, loader.Now())) == 0 })
+	p.want(denied, "dial b 192.0.2.2:443")
+	e.expireLearned()
+	if n := e.maps.Rules.CountLearned(); n != 1 {
+		t.Errorf("%d addresses are left, want the one of the open flow", n)
+	}
+	p.want("ok", "write a x") // the flow goes on
+	p.want("ok", "lookup api.good.test")
+	p.want("ok", "dial c 192.0.2.2:443")
+	f.end("t")
+	if n := e.maps.Rules.CountLearned(); n != 0 {
+		t.Errorf("%d addresses are left after the end", n)
+	}
+}
+
+func TestLearnedAddressesSurviveARestart(t *testing.T) {
+	f := newFixture(t, func(c *Config) { c.DNS.Resolvers = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:53")} })
+	f.open()
+	f.serveNames(map[string]string{"api.good.test.": "192.0.2.2", "www.granted.test.": "192.0.2.2"})
+	f.serveTLS("192.0.2.2:443")
+	f.apply(document("coder", egress("api.good.test:443")))
+	dir := newCgroup(t)
+	p := f.startProcess(dir.Path())
+	f.begin(client.BeginRequest{ID: "t", Agent: "coder", Allow: []string{"www.granted.test:443"}, Cgroup: dir.Path()})
+	p.want("ok", "lookup api.good.test")
+	p.want("ok", "lookup www.granted.test")
+	for _, name := range []string{"api.good.test", "www.granted.test"} {
+		f.reopen()
+		p.want("ok", "dial a 192.0.2.2:443")
+		p.want("ok", "hello a %s", name)
+		p.want("ok", "dial b 192.0.2.2:443")
+		p.want(aborted, "hello b www.evil.test")
+	}
+	p.want("ok", "lookup api.good.test")
+	f.end("t")
+	f.wantEmptyMaps()
+}
