@@ -241,6 +241,7 @@ __noinline int judge_station(struct __sk_buff *skb, const struct task *task, con
 	}
 	length = tuple_of(&tuple, p->from, p->from_port, &p->to);
 	if (!is_manned(skb, p->to.proto, &tuple, length)) {
+		d->rule = RULE_NONE;
 		d->reason = http ? REASON_HTTP : REASON_RESOLVER;
 		return true;
 	}

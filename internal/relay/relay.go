@@ -27,7 +27,9 @@
 // were not announced and upgrades to anything but a WebSocket are left out, as
 // RFC 9110 allows, and nothing is added. Bodies are streamed both ways.
 //
-// A connection of the task's has one to the server, for itself alone.
+// A connection of the task's has one to the server, for itself alone. A task that
+// has closed its side, or the sending half of it, does not wait for an answer: the
+// request is broken off. In mode audit bytes pass as they are.
 package relay
 
 import (

@@ -5,6 +5,7 @@ package relay
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -191,7 +192,7 @@ func dialIn(t testing.TB, ns *netns.Handle, addr string) *net.TCPConn {
 // client is Go's, connected to the station whatever the URL says.
 func (f *fixture) client() *http.Client {
 	transport := &http.Transport{DisableCompression: true, ExpectContinueTimeout: patience}
-	transport.Dial = func(string, string) (conn net.Conn, err error) {
+	transport.DialContext = func(context.Context, string, string) (conn net.Conn, err error) {
 		err = f.ns.Do(func() error {
 			conn, err = net.Dial("tcp", f.station())
 			return err
