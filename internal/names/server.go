@@ -40,6 +40,7 @@ type Server struct {
 	mu       sync.Mutex
 	closed   bool
 	stations map[netns.ID]*station
+	leaving  sync.WaitGroup // stations that are being closed
 }
 
 // New returns a server without a station. The caller closes it.
@@ -112,12 +113,16 @@ func (s *Server) Listen(ns *netns.Handle, trusted []netip.AddrPort) (port uint16
 func (s *Server) Leave(id netns.ID) {
 	s.mu.Lock()
 	st, ok := s.stations[id]
-	delete(s.stations, id)
-	s.mu.Unlock()
-	if ok {
-		st.close()
-		s.cache.drop(st.ns.Cookie())
+	if !ok {
+		s.mu.Unlock()
+		return
 	}
+	delete(s.stations, id)
+	s.leaving.Add(1)
+	s.mu.Unlock()
+	defer s.leaving.Done()
+	st.close()
+	s.cache.drop(st.ns.Cookie())
 }
 
 // Forget frees what the server keeps of a task that has ended.
@@ -135,4 +140,5 @@ func (s *Server) Close() {
 	for _, id := range ids {
 		s.Leave(id)
 	}
+	s.leaving.Wait()
 }
