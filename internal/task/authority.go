@@ -130,10 +130,13 @@ func (r resolverSide) Query(q names.Record) {
 	t := r.byNumber[q.Task]
 	r.mu.Unlock()
 	if t != nil {
-		r.attributeName(&record, t, !q.Rules.Allows(q.Host), 443)
+		r.attributeName(&record, t, q.Verdict != names.Allow && !q.Rules.Allows(q.Host), httpsPort)
 	}
 	r.records.add(record)
 }
+
+// httpsPort is what a name that was asked for is most likely wanted for.
+const httpsPort = 443
 
 // attributeName says whose question or request a record is about, and, if its
 // name is unknown to the rules, what would allow it.
@@ -141,7 +144,7 @@ func (e *Engine) attributeName(record *client.Record, t *task, unknown bool, por
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	record.Task, record.Agent, record.Purpose = t.id, t.Agent, t.Request.Purpose
-	if record.Verdict != names.Allow && unknown && t.state == client.TaskLive {
+	if unknown && t.state == client.TaskLive {
 		record.Hint = e.nameHint(t, record.Name, port, "")
 	}
 }
@@ -166,8 +169,27 @@ type rules struct {
 	netns  uint64 // cookie
 	owners [2]uint32
 	mode   policy.Mode
-	static [2][]policy.Rule // of the policy and of grants in force
+	static []policy.Rule // of the policy
+	grants []grantRule
 	named  [2]*policy.Compiled
+}
+
+// grantRule is a grant as a rule; it is over from the deadline on.
+type grantRule struct {
+	policy.Rule
+	deadline uint64
+}
+
+// grantRules are those of grants that were not revoked. They are not changed
+// afterwards: a change of the grants makes others.
+func grantRules(grants []grant) []grantRule {
+	var rules []grantRule
+	for _, g := range grants {
+		if !g.Revoked {
+			rules = append(rules, grantRule{g.asRule(), g.Deadline})
+		}
+	}
+	return rules
 }
 
 func (t *task) rules(e *Engine, netns uint64) *rules {
@@ -177,16 +199,11 @@ func (t *task) rules(e *Engine, netns uint64) *rules {
 	if t.version == nil {
 		return now // it has just ended
 	}
-	granted := t.granted // not to be changed: every change makes another
+	granted := t.granted // of which nothing is changed: another takes its place
 	now.owners = [2]uint32{t.version.numbering.Owner, t.number}
 	now.mode = t.version.policy.Mode
 	now.named = [2]*policy.Compiled{&t.version.compiled, &granted}
-	now.static[0] = t.version.policy.Rules
-	for _, g := range t.Grants {
-		if !g.Revoked && !passed(g.Deadline) {
-			now.static[1] = append(now.static[1], g.asRule())
-		}
-	}
+	now.static, now.grants = t.version.policy.Rules, t.grantRules
 	return now
 }
 
@@ -214,16 +231,13 @@ func (r *rules) AllowsAddr(addr netip.Addr) bool {
 // covers says whether an egress rule for addresses has a destination for which
 // match holds.
 func (r *rules) covers(match func(policy.Destination) bool) bool {
-	for _, list := range r.static {
-		for _, rule := range list {
-			if rule.Direction == policy.Egress && slices.ContainsFunc(rule.To, func(d policy.Destination) bool {
-				return d.Prefix.IsValid() && match(d)
-			}) {
-				return true
-			}
-		}
+	covered := func(rule policy.Rule) bool {
+		return rule.Direction == policy.Egress && slices.ContainsFunc(rule.To, func(d policy.Destination) bool {
+			return d.Prefix.IsValid() && match(d)
+		})
 	}
-	return false
+	return slices.ContainsFunc(r.static, covered) ||
+		slices.ContainsFunc(r.grants, func(g grantRule) bool { return !passed(g.deadline) && covered(g.Rule) })
 }
 
 // MayReach implements names.Rules.

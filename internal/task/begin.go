@@ -261,6 +261,7 @@ func (e *Engine) writeRules(t *task, v *version, u *undo) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.version, t.granted, t.kernel = v, grants, v.kernelRecord(&t.record, grants)
+	t.grantRules = grantRules(t.Grants)
 	return nil
 }
 

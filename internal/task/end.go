@@ -232,7 +232,7 @@ func (e *Engine) conclude(ctx context.Context, t *task, left *leftover, result c
 	t.Ended, t.Counters = &now, counters
 	t.Mode, t.Last = t.version.policy.Mode.String(), wallTime(t.record.Deadline)
 	t.Request.Policy, t.Own, t.Grants = "", nil, nil
-	t.state, t.version, t.granted = client.TaskEnded, nil, policy.Compiled{}
+	t.state, t.version, t.granted, t.grantRules = client.TaskEnded, nil, policy.Compiled{}, nil
 	e.schedule.remove(t.expiry)
 	for _, x := range t.expiries {
 		e.schedule.remove(x)

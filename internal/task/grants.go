@@ -128,7 +128,7 @@ func (e *Engine) writeGrants(t *task, compiled policy.Compiled) error {
 			return err
 		}
 	}
-	t.granted, t.kernel = compiled, next
+	t.granted, t.grantRules, t.kernel = compiled, grantRules(t.Grants), next
 	return nil
 }
 

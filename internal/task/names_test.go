@@ -169,6 +169,17 @@ func TestNamesWhereAProcessEnters(t *testing.T) {
 	wantCode(t, err, "conflict", "ended")
 }
 
+// One that was not announced is noticed when its first question is refused.
+func TestNamesWhereNobodyWasExpected(t *testing.T) {
+	f := newFixture(t, func(c *Config) { c.DNS.Resolvers = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:53")} })
+	f.open()
+	f.serveNames(map[string]string{"api.good.test.": "192.0.2.2"})
+	task := f.begin(client.BeginRequest{ID: "t", Allow: []string{"api.good.test:443"}})
+	p := f.startProcess(task.Cgroup)
+	eventually(t, "names can be looked up", func() bool { return p.do("lookup api.good.test") == "ok [192.0.2.2]" })
+	f.end("t")
+}
+
 // What answers on loopback is believed only if it is not a task's.
 func TestResolverOfTheTasksOwn(t *testing.T) {
 	f := newFixture(t)

@@ -324,7 +324,7 @@ func (r *recovery) resume(t *task) {
 		r.log.Error("take up the grants of a task", "task", t.id, "err", err)
 		compiled = r.maps.Rules.Get(t.number)
 	}
-	t.granted = compiled
+	t.granted, t.grantRules = compiled, grantRules(t.Grants)
 	t.record.Deadline = earlier(t.record.Deadline, t.kernel.Deadline)
 	known := t.agent == nil && t.Own == nil || t.version.policy.Document != ""
 	if want := t.version.kernelRecord(&t.record, compiled); known && want != t.kernel {

@@ -81,7 +81,7 @@ func (r relaySide) Record(q relay.Record) {
 	t := r.byNumber[q.Task]
 	r.mu.Unlock()
 	if t != nil {
-		r.attributeName(&record, t, q.Reason != "", q.To.Port())
+		r.attributeName(&record, t, q.Verdict != relay.Allow, q.To.Port())
 	}
 	r.records.add(record)
 }

@@ -189,7 +189,7 @@ func (e *Engine) openStations() error {
 	config.Log = e.log
 	resolver, err := names.New(config, resolverSide{e})
 	if err != nil {
-		return err
+		return fmt.Errorf("dns settings: %w", err)
 	}
 	e.stations = &stations{
 		names: resolver, relay: relay.New(relay.Config{Log: e.log}, relaySide{e}), kernel: e.maps.Stations, spaces: e.spaces, log: e.log,

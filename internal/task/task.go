@@ -29,6 +29,7 @@ type task struct {
 	state      client.TaskState // "" while it is begun, or if that failed
 	version    *version
 	granted    policy.Compiled // the grants that are in force
+	grantRules []grantRule     // the same as rules
 	kernel     maps.Task       // as last written
 	expiry     *entry
 	expiries   map[uint32]*entry // of grants, by rule
