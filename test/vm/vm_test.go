@@ -20,7 +20,7 @@ var (
 	guestRun    = flag.String("vm.run", "", "-test.run for the guest")
 	live        = flag.Bool("vm.live", false, "show the guest's output as it comes")
 	showConsole = flag.Bool("vm.console", false, "show the guest's console as well")
-	limit       = flag.Duration("vm.timeout", 5*time.Minute, "time for each package")
+	limit       = flag.Duration("vm.timeout", 12*time.Minute, "time for each package")
 )
 
 // TestKernels boots every kernel and runs every package in it; their tests become subtests of this one.
