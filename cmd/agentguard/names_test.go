@@ -54,7 +54,7 @@ func serveNames() error {
 			r.Rcode = dns.RcodeNameError
 		case q.Question[0].Qtype == dns.TypeA:
 			r.Answer = append(r.Answer, &dns.A{
-				Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 1}, A: net.ParseIP(addr),
+				Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 300}, A: net.ParseIP(addr),
 			})
 		}
 		w.WriteMsg(r)
