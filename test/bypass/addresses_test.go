@@ -41,6 +41,17 @@ var (
 	foreign4 = netip.MustParseAddr("203.0.113.66")
 	foreign6 = netip.MustParseAddr("2001:db8:f::66")
 
+	// The resolver that the guard trusts, one that only a rule can name, and where
+	// nearly every name of the lab leads, for good ones and others.
+	resolver4 = netip.MustParseAddr("198.51.100.53")
+	resolver6 = netip.MustParseAddr("2001:db8:53::53")
+	another4  = netip.MustParseAddr("198.51.100.54")
+	shared4   = netip.MustParseAddr("198.51.100.80")
+	shared6   = netip.MustParseAddr("2001:db8:80::80")
+	// Inside somebody's network, as it is and as NAT64 would have it.
+	private4 = netip.MustParseAddr("10.0.0.66")
+	private6 = netip.MustParseAddr("64:ff9b::a00:42")
+
 	// What a host translates to allowed4 before a packet leaves it.
 	service4 = netip.MustParseAddr("203.0.113.10")
 )
@@ -52,6 +63,8 @@ const (
 	allowedPort = 443  // with an allowed address: what rules allow
 	deniedPort  = 8443 // answered everywhere, allowed nowhere
 	markerPort  = 9
+	dnsPort     = 53
+	httpPort    = 80
 	groupPort   = 5353 // the sink's wildcard receiver for groups and broadcasts
 
 	// Ports of the host's own services, which no task may reach.
@@ -66,6 +79,7 @@ func sinkAddresses() []netip.Addr {
 	return []netip.Addr{
 		gateway4, gateway6, sinkLinkLocal, allowed4, allowed6, allowed6b, denied4, denied6,
 		metadata4, metadata6, sixToFour, nat64, isatap, compatible,
+		resolver4, resolver6, another4, shared4, shared6, private4, private6,
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	"agentguard.dev/agentguard/client"
 	"agentguard.dev/agentguard/internal/cgroup"
+	"agentguard.dev/agentguard/internal/names"
 	"agentguard.dev/agentguard/internal/task"
 )
 
@@ -34,6 +36,7 @@ func newGuard(t *testing.T, l *lab) guard {
 		PinDir:            filepath.Join("/sys/fs/bpf", filepath.Base(dir.Path())),
 		Cgroup:            dir.Path(),
 		TrustedNamespaces: []string{fmt.Sprintf("/proc/self/fd/%d", l.host.FD())},
+		DNS:               names.Config{Resolvers: []netip.AddrPort{at(resolver4, dnsPort)}, MinTTL: time.Second},
 		Log:               slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	g := &engineGuard{dir: dir}

@@ -15,6 +15,7 @@ func TestJudgeSeesEscapes(t *testing.T) {
 	open := []string{"0.0.0.0/0:*", "[::/0]:*", "udp://0.0.0.0/0:*", "udp://[::/0]:*", "icmp://0.0.0.0/0"}
 	for name, wire := range map[string]bool{
 		"tcp4": true, "udp6-sendto": true, "udp-empty": true, "ping-sendto": true, "uring-connect": true,
+		"dns-name": true, "tls-neighbour": true, "http-host": true,
 		"lo-tcp4": false, "lo-udp6": false, "lo-other-task-udp": false,
 	} {
 		t.Run(name, func(t *testing.T) {

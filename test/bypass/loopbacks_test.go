@@ -111,7 +111,7 @@ func loopbacks() []technique {
 				if err != nil {
 					return err
 				}
-				other, err := t.startOther("other-udp")
+				other, err := t.startOther("other-udp", spec{})
 				if err != nil {
 					return err
 				}
@@ -146,7 +146,7 @@ func toOtherTask(fn func(a *attempt, port uint16) error) func(*attempt) error {
 // where it listens.
 func withOtherTask(role string) func(*trial) error {
 	return func(t *trial) error {
-		other, err := t.startOther(role)
+		other, err := t.startOther(role, spec{})
 		if err != nil {
 			return err
 		}
@@ -258,6 +258,7 @@ func roles() map[string]func(*attempt) error {
 		"inner":        tcp(at(denied4, deniedPort)),
 		"inner-daemon": daemon,
 		"inner-ask":    innerAsk,
+		"other-asks":   otherAsks,
 	}
 }
 

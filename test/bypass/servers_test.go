@@ -31,6 +31,11 @@ func newSink(t *testing.T, ns *netns.Handle) *recorder {
 			}
 		}
 	}
+	for _, a := range []netip.Addr{resolver4, resolver6} {
+		r.dns(t, at(a, dnsPort), zone)
+	}
+	r.dns(t, at(denied4, dnsPort), poison)
+	r.http(t, fmt.Sprintf(":%d", httpPort))
 	r.udp(t, fmt.Sprintf("0.0.0.0:%d", groupPort), joinGroup4)
 	r.udp(t, fmt.Sprintf("[::]:%d", groupPort), joinGroup6(t, ns))
 	r.datagrams(t, unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE, at(denied4, deniedPort))

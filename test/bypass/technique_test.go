@@ -69,6 +69,11 @@ type technique struct {
 	group func(token string) netip.Addr
 	// permit picks packets that may leave the guarded task.
 	permit func(packet) bool
+	// beside picks those that may leave if they do not carry the token: what an
+	// allowed name accounts for, and what the guard itself sends.
+	beside func(packet) bool
+	// mark, if set, is how the token looks on the wire.
+	mark func(token string) string
 
 	// try runs in a process of its own, assist beside it in the test.
 	try    func(*attempt) error
@@ -82,6 +87,7 @@ func techniques() []technique {
 		connects(), streams(), datagrams(), elsewhere(), translations(),
 		loopbacks(), locals(), groups(), options(), raws(), pings(),
 		protocols(), rings(), processes(), inbounds(), rewrites(),
+		questions(), learnt(), rebindings(), hellos(), requests(),
 	} {
 		all = append(all, group...)
 	}

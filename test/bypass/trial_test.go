@@ -25,6 +25,7 @@ type trial struct {
 	guarded   bool
 	technique technique
 	token     string
+	task      guardedTask // nil if it is none
 	process   *process
 	others    []*process   // of other tasks
 	peer      net.Listener // a peer in the sink that this trial alone has
@@ -90,7 +91,7 @@ func (r *trial) run() (res result, err error) {
 		return res, err
 	}
 	for _, p := range packets {
-		if !p.background() && !p.bareReset() && !r.lab.wasJoined(p) && !(r.technique.permit != nil && r.technique.permit(p) && !r.counts(p)) {
+		if !p.background() && !p.bareReset() && !r.lab.wasJoined(p) && !(r.permits(p) && !r.counts(p)) {
 			res.leaked = append(res.leaked, p)
 		}
 	}
@@ -129,6 +130,7 @@ func (r *trial) birthplace() (*cgroup.Dir, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.task = task
 	r.cleanup = append(r.cleanup, task.close)
 	return task.cgroup(), nil
 }
@@ -143,10 +145,10 @@ func (r *trial) start(dir *cgroup.Dir, c class, name string) (*process, error) {
 }
 
 // startOther runs a role in a task of its own.
-func (r *trial) startOther(role string) (*process, error) {
+func (r *trial) startOther(role string, s spec) (*process, error) {
 	dir := r.lab.plain
 	if r.guarded {
-		task, err := r.guard.begin(spec{})
+		task, err := r.guard.begin(s)
 		if err != nil {
 			return nil, err
 		}
@@ -160,6 +162,18 @@ func (r *trial) startOther(role string) (*process, error) {
 	return p, err
 }
 
+func (r *trial) mark() string {
+	if r.technique.mark != nil {
+		return r.technique.mark(r.token)
+	}
+	return r.token
+}
+
+func (r *trial) permits(p packet) bool {
+	return r.technique.permit != nil && r.technique.permit(p) ||
+		r.technique.beside != nil && r.technique.beside(p) && !p.carries(r.mark())
+}
+
 // counts says whether p is what the technique wants to arrive.
 func (r *trial) counts(p packet) bool {
 	if r.technique.group != nil {
@@ -170,7 +184,7 @@ func (r *trial) counts(p packet) bool {
 		// an unguarded process has closed.
 		return !p.background() && !p.bareReset() && r.technique.seen(p)
 	}
-	return p.carries(r.token) && (r.technique.permit == nil || !r.technique.permit(p))
+	return p.carries(r.mark()) && (r.technique.permit == nil || !r.technique.permit(p))
 }
 
 // reached says where the technique got to. An unguarded trial waits for it;
@@ -187,13 +201,13 @@ func (r *trial) reached(packets []packet) (string, error) {
 	}
 	switch r.technique.proof {
 	case atSink:
-		where, _ := r.lab.outside.waitFor(r.token, patience)
+		where, _ := r.lab.outside.waitFor(r.mark(), patience)
 		return where, nil
 	case atNeighbour:
 		if err := r.lab.settleNeighbour(); err != nil {
 			return "", err
 		}
-		where, _ := r.lab.neighbour.waitFor(r.token, patience)
+		where, _ := r.lab.neighbour.waitFor(r.mark(), patience)
 		return where, nil
 	case atOther:
 		return r.receivedByOther()
@@ -201,7 +215,7 @@ func (r *trial) reached(packets []packet) (string, error) {
 	if !r.guarded || r.technique.permit != nil {
 		return "", nil // the proof is a packet
 	}
-	where, _ := r.lab.outside.saw(r.token)
+	where, _ := r.lab.outside.saw(r.mark())
 	return where, nil
 }
 
