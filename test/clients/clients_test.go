@@ -40,7 +40,7 @@ var clients = []client{
 		name: "curl", program: "curl", argv: []string{"curl", "-sS", "https://{host}/"}, want: "this is {host} by HTTP/2",
 		unknown: `curl: \(6\) Could not resolve host`, cut: `curl: \((35|55|56)\)`,
 	}, {
-		name: "curl, HTTP/1.1", program: "curl", argv: []string{"curl", "-sS", "--http1.1", "https://{host}/"}, want: "this is {host} by HTTP/1.1",
+		name: "curl, HTTP 1.1", program: "curl", argv: []string{"curl", "-sS", "--http1.1", "https://{host}/"}, want: "this is {host} by HTTP/1.1",
 		unknown: `curl: \(6\) Could not resolve host`, cut: `curl: \((35|55|56)\)`,
 	}, {
 		name: "curl, plain", program: "curl", argv: []string{"curl", "-sSf", "http://{host}/"},

@@ -25,6 +25,10 @@ func Packages() []Package {
 		{Path: "./internal/loader", Tools: []string{"nft"}},
 		{Path: "./internal/task"},
 		{Path: "./test/bypass", Tools: []string{"nft"}},
+		{
+			Path: "./test/clients", Tools: []string{"unbound", "dnsmasq", "dig", "getent", "curl", "openssl"},
+			Commands: []string{"./cmd/agentguard", "./test/clients/visit"},
+		},
 		{Path: "./cmd/agentguard", Files: []string{"testdata/script", "packaging"}},
 	}
 }
