@@ -95,7 +95,7 @@ func (r *trial) runControl(c control) (out outcome, err error) {
 
 func controls() []control {
 	var all []control
-	for _, group := range [][]control{transfers(), ownServers(), visited(), families(), toolControls(), translated(), permissions()} {
+	for _, group := range [][]control{transfers(), ownServers(), visited(), families(), toolControls(), translated(), permissions(), byNames()} {
 		all = append(all, group...)
 	}
 	return all

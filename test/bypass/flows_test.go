@@ -85,7 +85,7 @@ func flows() []flow {
 	udp4, udp6 := udpFlow(allowed), udpFlow(at(allowed6, allowedPort))
 	multipathLines := []string{"mptcp: allow"}
 	ingress := []string{`ingress: [{from: ["198.51.100.66:*"]}]`}
-	return []flow{
+	return append([]flow{
 		{name: "end-tcp4", what: "a TCP connection goes on after the end of the task", grants: []string{rule4}, cut: ended, told: true, open: tcp4},
 		{name: "end-tcp6", what: "the same over IPv6", grants: []string{rule6}, cut: ended, told: true, open: tcp6},
 		{name: "end-tcp-policy", what: "the same with the destination in the policy", allow: []string{rule4}, cut: ended, told: true, open: tcp4},
@@ -130,7 +130,7 @@ func flows() []flow {
 		{name: "policy-prefix", what: "the same where the policy named a prefix", allow: []string{"198.51.100.0/24:1-1000"}, cut: withdrawn(), told: true, open: tcp4},
 		{name: "policy-mptcp", what: "an MPTCP connection goes on after the policy has changed", allow: []string{rule4}, policy: multipathLines, needs: []feature{multipath()}, cut: withdrawn(), open: multipathFlow(allowed)},
 		{name: "policy-inbound", what: "a connection that a peer began goes on after the policy no longer allows ingress", policy: ingress, cut: withdrawn(), open: inboundFlow, meet: staying},
-	}
+	}, namedFlows()...)
 }
 
 // keepSending is the process's side of a flow: it opens it, and sends every few

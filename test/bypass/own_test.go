@@ -208,7 +208,10 @@ func ownHTTP(a *attempt) error {
 }
 
 func get(url string, want []byte) error {
-	client := http.Client{Timeout: 10 * time.Second}
+	return getWith(&http.Client{Timeout: 10 * time.Second}, url, want)
+}
+
+func getWith(client *http.Client, url string, want []byte) error {
 	for range 5 { // on one connection
 		answer, err := client.Get(url)
 		if err != nil {
