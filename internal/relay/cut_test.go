@@ -300,7 +300,7 @@ func TestRemoteClose(t *testing.T) {
 	ns := namespace(t)
 	l := listen(t, ns, "192.0.2.1:80")
 	for _, writing := range []bool{false, true} {
-		r := &remote{Conn: dialIn(t, ns, "192.0.2.1:80")}
+		r := &remote{Conn: dialIn(t, ns, "192.0.2.1:80"), link: new(link)}
 		server, err := l.AcceptTCP()
 		if err != nil {
 			t.Fatal(err)
@@ -322,7 +322,7 @@ func TestRemoteClose(t *testing.T) {
 		ended(t, server)
 	}
 
-	r := &remote{Conn: dialIn(t, ns, "192.0.2.1:80")}
+	r := &remote{Conn: dialIn(t, ns, "192.0.2.1:80"), link: new(link)}
 	server, err := l.AcceptTCP()
 	if err != nil {
 		t.Fatal(err)

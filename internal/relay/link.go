@@ -37,6 +37,7 @@ type link struct {
 	host    atomic.Pointer[string] // of the last request, before it was judged
 	serving atomic.Bool            // a request is with the handler
 	refused atomic.Bool
+	broken  atomic.Bool // the task's side did not end but was reset
 	taken   bool   // from the HTTP server, for a WebSocket
 	seen    []byte // what was read since the last request, its beginning
 	head    []byte // the same of the request being parsed
@@ -73,7 +74,7 @@ func (l *link) dial() (net.Conn, error) {
 	err := l.station.ns.Do(func() error {
 		conn, err := dialer.DialContext(l.ctx, "tcp", l.asker.To.String())
 		if err == nil {
-			l.remote = &remote{Conn: conn}
+			l.remote = &remote{Conn: conn, link: l}
 		}
 		return err
 	})
@@ -134,6 +135,9 @@ func (l *link) Read(p []byte) (int, error) {
 		l.seen = nil // a body, so far
 	}
 	l.seen = append(l.seen, p[:min(n, maxSeen-len(l.seen))]...)
+	if err != nil && err != io.EOF && !errors.Is(err, os.ErrDeadlineExceeded) {
+		l.broken.Store(true)
+	}
 	late := errors.Is(err, os.ErrDeadlineExceeded) && !l.serving.Load()
 	if late && (l.host.Load() == nil || len(l.seen) > 0) {
 		l.refuse(fmt.Sprintf("no whole request came within %v: %s", l.server.config.HeaderTimeout, began(l.seen)))
@@ -191,6 +195,7 @@ func (l *link) stillAllowed() bool {
 // even after Close, when nobody could stop it any more. So nothing is left to it.
 type remote struct {
 	net.Conn
+	link    *link
 	writing sync.Mutex
 }
 
@@ -203,13 +208,14 @@ func (r *remote) Write(p []byte) (int, error) {
 // CloseWrite tells the server that no more comes.
 func (r *remote) CloseWrite() error { return r.Conn.(*net.TCPConn).CloseWrite() }
 
-// Close resets the connection if not all that was written has arrived.
+// Close resets the connection if not all that was written has arrived, or the
+// task's side was reset: one that is cut is to leave nothing but that.
 func (r *remote) Close() error {
 	if !r.writing.TryLock() {
 		return reset(r.Conn)
 	}
 	defer r.writing.Unlock()
-	if pending(r.Conn.(*net.TCPConn)) {
+	if r.link.broken.Load() || pending(r.Conn.(*net.TCPConn)) {
 		return reset(r.Conn)
 	}
 	return r.Conn.Close()
