@@ -118,7 +118,7 @@ func TestNameServicesAreHidden(t *testing.T) {
 			if r.code != 0 || !strings.Contains(r.out, "STREAM") {
 				t.Errorf("user %s: the look-up without nscd: %+v", user, r)
 			}
-			r = run(t, Command{Argv: []string{"find", "/run/nscd", "/run/systemd/resolve", "-type", "f", "-o", "-type", "s"}, Cgroup: d, User: user})
+			r = run(t, Command{Argv: []string{"find", "/var/run/nscd/", "/run/systemd/resolve", "-type", "f", "-o", "-type", "s"}, Cgroup: d, User: user})
 			if want := "/run/systemd/resolve/stub-resolv.conf"; r.out != want {
 				t.Errorf("user %s sees %q, want %q alone", user, r.out, want)
 			}

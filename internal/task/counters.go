@@ -134,8 +134,8 @@ func (e *Engine) countersOf(t *task) ([]client.RuleCounters, error) {
 	return counters, nil
 }
 
-// finalCounters takes the task's counters out of the kernel.
-func (e *Engine) finalCounters(t *task) []client.RuleCounters {
+// finalCounters moves the task's counters from the kernel to its record.
+func (e *Engine) finalCounters(t *task) {
 	e.totals.mu.Lock()
 	defer e.totals.mu.Unlock()
 	counters, err := e.countersOf(t)
@@ -145,11 +145,13 @@ func (e *Engine) finalCounters(t *task) []client.RuleCounters {
 	for _, c := range counters {
 		add(e.totals.ended, t.totalKey(c.ID), maps.Counter{Allowed: c.Allowed, Denied: c.Denied, Packets: c.Packets, Bytes: c.Bytes})
 	}
+	t.mu.Lock()
+	t.Counters = counters // before they leave the kernel: Get reads them here or there
+	t.mu.Unlock()
 	if err := e.maps.Counters.Delete(t.number, t.ruleNumbers()); err != nil {
 		e.log.Error("remove the counters of an ended task", "task", t.id, "err", err)
 	}
 	t.mu.Lock()
 	t.counted = true
 	t.mu.Unlock()
-	return counters
 }

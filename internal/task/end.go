@@ -226,10 +226,10 @@ func (e *Engine) release(cgroupID uint64, ownGuard bool) {
 // conclude removes what the task had in the maps, and moves it into history.
 func (e *Engine) conclude(ctx context.Context, t *task, left *leftover, result client.EndResult) {
 	e.dropRules(t)
-	counters := e.finalCounters(t)
+	e.finalCounters(t)
 	t.mu.Lock()
 	now := time.Now().UTC().Round(time.Millisecond)
-	t.Ended, t.Counters = &now, counters
+	t.Ended = &now
 	t.Mode, t.Last = t.version.policy.Mode.String(), wallTime(t.record.Deadline)
 	t.Request.Policy, t.Own, t.Grants = "", nil, nil
 	t.state, t.version, t.granted, t.grantRules = client.TaskEnded, nil, policy.Compiled{}, nil

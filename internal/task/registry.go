@@ -176,8 +176,15 @@ func (e *Engine) Get(id string) (client.Task, error) {
 	}
 	d := t.describe()
 	d.Learned = e.learnedOf(t)
-	d.Counters, err = e.countersOf(t)
-	return d, wrap("task "+id, err)
+	if d.Counters, err = e.countersOf(t); err != nil {
+		return client.Task{}, wrap("task "+id, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.Counters != nil {
+		d.Counters = t.Counters // an end has come in between
+	}
+	return d, nil
 }
 
 // maxLearned bounds the names of one description.
