@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/cilium/ebpf"
+
 	"agentguard.dev/agentguard/client"
 	"agentguard.dev/agentguard/internal/cgroup"
 )
@@ -27,6 +29,40 @@ type daemon struct {
 
 // daemon builds and starts one. It goes with the lab, and all its tasks with it.
 func (l *lab) daemon() (*daemon, error) {
+	d, err := l.startDaemon("daemon", func(fn func() error) error { return fn() })
+	if err != nil {
+		return nil, err
+	}
+	_, err = d.ApplyPolicies(context.Background(), "bench.yaml", []byte(benchDocument()))
+	return d, err
+}
+
+// daemonForNames builds and starts one that is at home in the clients' namespace
+// and on their processor, as the dnsmasq is that it asks.
+func (l *lab) daemonForNames() (*daemon, error) {
+	file, err := os.CreateTemp("", "bench")
+	if err != nil {
+		return nil, err
+	}
+	l.closers = append(l.closers, func() { os.Remove(file.Name()) })
+	_, err = fmt.Fprintf(file, "dns: {resolvers: [%s, %s], rate: 1000000000}\n", nearResolver.Addr(), farResolver.Addr())
+	if err := errors.Join(err, file.Close()); err != nil {
+		return nil, err
+	}
+	return l.startDaemon("names", func(fn func() error) error {
+		return l.near.Do(func() error { return privileged(l.cpu, fn) })
+	}, "--config", file.Name())
+}
+
+// adopt makes below a task that may reach names.
+func (d *daemon) adopt(_, below *cgroup.Dir, _ uint16) (map[string]*ebpf.Program, error) {
+	_, err := d.Begin(context.Background(), client.BeginRequest{
+		Purpose: "bench", Cgroup: below.Path(), Allow: []string{fmt.Sprintf("%s:%d", benchNames, listenPort)},
+	})
+	return nil, err
+}
+
+func (l *lab) startDaemon(suffix string, around func(func() error) error, args ...string) (*daemon, error) {
 	mount, err := cgroup.Mount()
 	if err != nil {
 		return nil, err
@@ -36,7 +72,7 @@ func (l *lab) daemon() (*daemon, error) {
 		return nil, fmt.Errorf("start a daemon: %w", err)
 	}
 	l.closers = append(l.closers, func() { os.RemoveAll(dir) })
-	name := fmt.Sprintf("agentguard-bench-%d-daemon", os.Getpid())
+	name := fmt.Sprintf("agentguard-bench-%d-%s", os.Getpid(), suffix)
 	d := &daemon{
 		program: filepath.Join(dir, "agentguard"), dir: dir,
 		pins: "/sys/fs/bpf/" + name, guard: filepath.Join(mount, name),
@@ -45,10 +81,10 @@ func (l *lab) daemon() (*daemon, error) {
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build agentguard: %w\n%s", err, out)
 	}
-	process := d.command("daemon")
+	process := d.command(append([]string{"daemon"}, args...)...)
 	var log strings.Builder
 	process.Stderr = &log
-	if err := process.Start(); err != nil {
+	if err := around(process.Start); err != nil {
 		return nil, fmt.Errorf("start a daemon: %w", err)
 	}
 	d.pid = process.Process.Pid
@@ -65,8 +101,7 @@ func (l *lab) daemon() (*daemon, error) {
 	if out, err := d.command("status", "--wait", "20s").CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("wait for the daemon: %w\n%s", err, out)
 	}
-	_, err = d.ApplyPolicies(context.Background(), "bench.yaml", []byte(benchDocument()))
-	return d, err
+	return d, nil
 }
 
 func (d *daemon) command(args ...string) *exec.Cmd {

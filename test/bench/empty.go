@@ -22,6 +22,8 @@ var emptyHooks = []struct {
 	{"ag_sock_ops", ebpf.SockOps, ebpf.AttachCGroupSockOps},
 	{"ag_setsockopt", ebpf.CGroupSockopt, ebpf.AttachCGroupSetsockopt},
 	{"ag_egress", ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress},
+	{"ag_recvmsg4", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Recvmsg},
+	{"ag_recvmsg6", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Recvmsg},
 	{"ag_sendmsg4", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg},
 	{"ag_sendmsg6", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg},
 	{"ag_connect4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect},

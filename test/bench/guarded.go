@@ -76,11 +76,16 @@ func (l *lab) read(kernel *loader.Kernel) {
 	})
 }
 
-func (g *guarded) putTasks(count int) error {
-	record := maps.Task{
+// record is that of the task that the bench uses.
+func (g *guarded) record() maps.Task {
+	return maps.Task{
 		Number: benchTask, Policy: benchPolicy, State: maps.StateLive, Loopback: policy.LoopbackTask,
 		Deadline: loader.Now() + uint64(time.Hour), // tasks usually have one
 	}
+}
+
+func (g *guarded) putTasks(count int) error {
+	record := g.record()
 	if err := g.Maps().Tasks.Put(g.task.ID(), record); err != nil {
 		return err
 	}

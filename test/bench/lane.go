@@ -22,6 +22,7 @@ type lane struct {
 	// programs that hang at the lane's guard, by the names of agentguard's
 	programs map[string]*ebpf.Program
 	echo     uint16 // the server's port
+	role     string // of the server
 	*child
 
 	lab      *lab
@@ -42,7 +43,7 @@ func (l *lab) newLane(name string, ns *netns.Handle, prepare setUp) (*lane, erro
 	if err != nil {
 		return fail(err)
 	}
-	lane := &lane{name: name, lab: l, dir: below, ns: ns}
+	lane := &lane{name: name, role: roleServer, lab: l, dir: below, ns: ns}
 	if lane.listener, lane.echo, err = l.newListener(); err != nil {
 		return fail(err)
 	}
@@ -59,7 +60,7 @@ func (l *lab) newLane(name string, ns *netns.Handle, prepare setUp) (*lane, erro
 // some faster than others.
 func (l *lane) restart() (err error) {
 	l.stop()
-	if l.server, err = start(roleServer, l.lab.root, l.lab.far, l.lab.cpu, l.listener); err != nil {
+	if l.server, err = start(l.role, l.lab.root, l.lab.far, l.lab.cpu, l.listener); err != nil {
 		return err
 	}
 	l.child, err = start(roleClient, l.dir, l.ns, l.lab.cpu, l.lab.listener)

@@ -21,6 +21,7 @@ import (
 const (
 	roleClient = "client"
 	roleServer = "server"
+	roleTLS    = "tls"
 	roleSender = "sender"
 )
 
@@ -31,6 +32,9 @@ func main() {
 		return
 	case roleServer:
 		runServer()
+		return
+	case roleTLS:
+		runTLS()
 		return
 	case roleSender:
 		runSender()

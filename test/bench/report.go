@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -73,7 +74,7 @@ func (r *report) row(row row) {
 		r.print("\n%-36s %9s", row.Section, "plain ns")
 		for _, name := range lanes {
 			r.print("  %-13s", name)
-			if name != "again" && name != "empty" && name != "nftables" {
+			if row.toEmpty(name) {
 				r.print("  %-13s", "/empty")
 			}
 		}
@@ -82,11 +83,16 @@ func (r *report) row(row row) {
 	r.print("%-36s %9.0f", row.Workload, row.Cells[0].NS)
 	for _, c := range row.Cells[1:] {
 		r.print("  %-13s", c.Ratio)
-		if c.Lane != "again" && c.Lane != "empty" && c.Lane != "nftables" {
+		if row.toEmpty(c.Lane) {
 			r.print("  %-13s", c.Empty)
 		}
 	}
 	r.print("\n")
+}
+
+// toEmpty reports whether a lane's ratio to the one called empty says something.
+func (r row) toEmpty(lane string) bool {
+	return lane != "again" && lane != "empty" && lane != "nftables" && slices.ContainsFunc(r.Cells, func(c cell) bool { return c.Lane == "empty" })
 }
 
 // String is the median and the larger half of its interval.

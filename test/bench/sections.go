@@ -9,13 +9,14 @@ import (
 	"strings"
 )
 
-// packetSections need lanes, daemonSections a daemon.
+// packetSections need lanes, daemonSections a daemon, nameSections both.
 var (
 	packetSections = []string{"paths", "rules", "tasks", "programs"}
+	nameSections   = []string{"names"}
 	daemonSections = []string{"end", "api", "memory"}
 )
 
-func sectionNames() []string { return slices.Concat(packetSections, daemonSections) }
+func sectionNames() []string { return slices.Concat(packetSections, nameSections, daemonSections) }
 
 func parseSections(list string) (map[string]bool, error) {
 	chosen := make(map[string]bool)
@@ -33,6 +34,11 @@ func (o *options) measureAll(l *lab) error {
 	report := newReport(o)
 	if o.any(packetSections) {
 		if err := o.measurePackets(l, report); err != nil {
+			return err
+		}
+	}
+	if o.any(nameSections) {
+		if err := o.measureNames(l, report); err != nil {
 			return err
 		}
 	}

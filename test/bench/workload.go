@@ -3,6 +3,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -24,6 +25,11 @@ const (
 	udpConnected  kind = "udp-connected" // send on a connected socket
 	tcpRequest    kind = "tcp-request"   // a request and its response on an open connection
 	tcpBulk       kind = "tcp-bulk"      // a write of bulkSize on an open connection, and the far end's reading it
+	tlsHandshake  kind = "tls-handshake" // connect, a whole handshake, reset
+	tlsResumed    kind = "tls-resumed"   // as above, with a session that the server knows
+	dnsOne        kind = "dns-one"       // socket, connect, question, answer, close: what a C library does
+	dnsMany       kind = "dns-many"      // questions on one socket, all of a batch before their answers
+	dnsConnect    kind = "dns-connect"   // dnsOne for a name never asked for, then tcpConnect to the second destination
 )
 
 const (
@@ -88,6 +94,9 @@ type load struct {
 	far      uintptr // the far end of fd, where nobody else serves it
 	buffer   []byte
 	failure  error
+
+	tls *tls.Config
+	*asking
 }
 
 func openLoad(w work, listener uintptr) (*load, error) {
@@ -97,6 +106,19 @@ func openLoad(w work, listener uintptr) (*load, error) {
 			l.family = unix.AF_INET6
 		}
 		l.to = append(l.to, newSockaddr(at))
+	}
+	switch w.Kind {
+	case tlsHandshake, tlsResumed:
+		l.tls = clientTLS(w.Kind == tlsResumed)
+	case dnsOne, dnsMany, dnsConnect:
+		var err error
+		if l.asking, err = newAsking(w.Kind == dnsConnect); err != nil {
+			return nil, err
+		}
+		if w.Kind == dnsMany {
+			l.fd = l.resolverSocket()
+		}
+		return l, l.failure
 	}
 	rand.Shuffle(len(l.to), func(i, j int) { l.to[i], l.to[j] = l.to[j], l.to[i] })
 	switch w.Kind {
@@ -158,7 +180,10 @@ func (l *load) socket(kind uintptr) uintptr {
 
 // connect tolerates an errno that the workload is about.
 func (l *load) connect(fd uintptr, tolerated ...unix.Errno) {
-	to := l.destination()
+	l.connectTo(fd, l.destination(), tolerated...)
+}
+
+func (l *load) connectTo(fd uintptr, to *sockaddr, tolerated ...unix.Errno) {
 	_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&to.bytes)), to.length)
 	if errno == 0 && tolerated[0] == 0 {
 		return
@@ -186,11 +211,7 @@ func (l *load) batch(n int) {
 	switch l.kind {
 	case tcpConnect:
 		for range n {
-			fd := l.socket(unix.SOCK_STREAM)
-			unix.RawSyscall6(unix.SYS_SETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_LINGER,
-				uintptr(unsafe.Pointer(&resetOnClose)), unsafe.Sizeof(resetOnClose), 0)
-			l.connect(fd, 0)
-			unix.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
+			l.comeAndGo(l.destination())
 		}
 	case tcpRefused:
 		for range n {
@@ -230,7 +251,36 @@ func (l *load) batch(n int) {
 			l.write(bulkSize)
 			l.discard(bulkSize)
 		}
+	case tlsHandshake, tlsResumed:
+		for range n {
+			l.handshake()
+		}
+	case dnsOne:
+		for range n {
+			l.lookUp()
+		}
+	case dnsMany:
+		for range n {
+			l.ask(l.fd)
+		}
+		for range n {
+			l.hear(l.fd)
+		}
+	case dnsConnect:
+		for range n {
+			l.lookUp()
+			l.comeAndGo(&l.to[1])
+		}
 	}
+}
+
+// comeAndGo connects and hangs up with a reset.
+func (l *load) comeAndGo(to *sockaddr) {
+	fd := l.socket(unix.SOCK_STREAM)
+	unix.RawSyscall6(unix.SYS_SETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_LINGER,
+		uintptr(unsafe.Pointer(&resetOnClose)), unsafe.Sizeof(resetOnClose), 0)
+	l.connectTo(fd, to, 0)
+	unix.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
 }
 
 func (l *load) sendTo(tolerated unix.Errno) {
@@ -279,7 +329,7 @@ func (l *load) discard(size uintptr) {
 // rest takes the connections of a batch off the far end's queue. It is not
 // timed: a real server does this on a processor of its own.
 func (l *load) rest(n int) {
-	if l.kind != tcpConnect {
+	if l.kind != tcpConnect && l.kind != dnsConnect {
 		return
 	}
 	for range n {
