@@ -116,12 +116,13 @@ __noinline int may_carry(struct __sk_buff *skb, const struct task *task, const s
 		return false;
 	if (!p->payload)
 		return true;
-	tcp = sk ? bpf_tcp_sock(sk) : NULL;
-	if (d->flags & PERMIT_TLS && tcp && tcp->bytes_acked > 1)
-		return true; /* what has left was allowed; the road of all but the first */
 	sk = sk ? bpf_sk_fullsock(sk) : NULL;
 	if (!sk)
 		return deny_payload(d, REASON_SOCKET);
+	/* The helper takes a raw socket of the protocol for a connection. */
+	tcp = sk->type == SOCK_STREAM ? bpf_tcp_sock(sk) : NULL;
+	if (d->flags & PERMIT_TLS && tcp && tcp->bytes_acked > 1)
+		return true; /* what has left was allowed; the road of all but the first */
 	greeting = bpf_sk_storage_get(&greetings, sk, 0, 0);
 	if (d->flags & PERMIT_TLS && greeting && greeting->shown)
 		return true;
