@@ -65,6 +65,7 @@ const (
 	markerPort  = 9
 	dnsPort     = 53
 	httpPort    = 80
+	stationPort = 1001 // of the guard that has no engine
 	groupPort   = 5353 // the sink's wildcard receiver for groups and broadcasts
 
 	// Ports of the host's own services, which no task may reach.

@@ -141,9 +141,9 @@ func hellos() []technique {
 	sni := func(name string) func(*attempt) []byte {
 		return func(a *attempt) []byte { return hello(a, name) }
 	}
-	with := func(name, what string, send func(s sock, data []byte) error) technique {
+	shared := func(name, what string, send func(s sock, data []byte) error) technique {
 		return by(name, what, func(a *attempt, to netip.AddrPort) error {
-			return a.greetBy(to, func(s sock) error { return send(s, hello(a, "neighbour.test")) })
+			return a.greetBy(to, func(s sock) error { return send(s, hello(a, "good.test")) })
 		})
 	}
 	neighbour := sni("neighbour.test")
@@ -152,6 +152,25 @@ func hellos() []technique {
 		return h[:len(h)-1]
 	})
 	short.errno = 0 // it is held
+	raw := by("tls-raw", "a hello for a neighbour in a segment by a raw socket", func(a *attempt, to netip.AddrPort) error {
+		return rawSegment(to, neighbour(a))
+	})
+	raw.class, raw.proof, raw.policy, raw.errno = netRaw, onWire, []string{"raw: allow"}, unix.EPERM
+	multi := by("tls-mptcp", "the name of a neighbour by MPTCP, where the policy allows that", func(a *attempt, to netip.AddrPort) error {
+		s, err := openFor(to.Addr(), unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		if err := s.connect(to); err != nil {
+			return err
+		}
+		if err := s.write(neighbour(a)); err != nil {
+			return err
+		}
+		return s.settled(patient)
+	})
+	multi.needs, multi.policy, multi.errno = []feature{multipath()}, []string{"mptcp: allow"}, 0
 	fastOpen := by("tls-fastopen", "the name of a neighbour, on the SYN", func(a *attempt, to netip.AddrPort) error {
 		return tcpSocket(to.Addr(), func(a *attempt, s sock) error {
 			if err := s.sendTo(neighbour(a), unix.MSG_FASTOPEN, to); err != nil {
@@ -268,10 +287,12 @@ func hellos() []technique {
 				return nil
 			})
 		}),
-		with("tls-urgent", "the name of a neighbour as urgent data", func(s sock, data []byte) error { return s.send(data, unix.MSG_OOB) }),
-		with("tls-sendfile", "the name of a neighbour by sendfile", sendfileTo),
-		with("tls-splice", "the name of a neighbour by splice", spliceTo),
-		with("tls-zerocopy", "the name of a neighbour by MSG_ZEROCOPY", zerocopyTo),
-		short, fastOpen, again, away,
+		by("tls-urgent", "the name of a neighbour as urgent data", func(a *attempt, to netip.AddrPort) error {
+			return a.greetBy(to, func(s sock) error { return s.send(neighbour(a), unix.MSG_OOB) })
+		}),
+		shared("tls-sendfile", "an allowed name by sendfile, whose pages can be another's when they leave", sendfileTo),
+		shared("tls-splice", "the same by splice", spliceTo),
+		shared("tls-zerocopy", "the same by MSG_ZEROCOPY", zerocopyTo),
+		short, raw, multi, fastOpen, again, away,
 	}
 }

@@ -46,6 +46,10 @@ func newKernelGuard(t *testing.T, l *lab) guard {
 	if err := kernel.Maps().LocalAddrs.Replace(l.host.Cookie(), append(hostAddresses(), loopbackAddresses()...)); err != nil {
 		t.Fatal(err)
 	}
+	// Nobody is there: it is as if the daemon had been killed.
+	if err := kernel.Maps().Stations.Put(l.host.Cookie(), maps.Station{DNS: stationPort, HTTP: stationPort + 1}); err != nil {
+		t.Fatal(err)
+	}
 	return g
 }
 
@@ -119,6 +123,7 @@ func (k *kernelTask) apply(s spec) error {
 	}
 	k.record.Mode, k.record.Loopback = p.Mode, p.Loopback
 	k.record.MPTCP, k.record.Raw, k.record.Multicast = p.MPTCP, p.Raw, p.Multicast
+	k.record.Names = len(compiled.Named) > 0
 	k.record.PolicyPrefixes = len(compiled.Prefixes) > 0
 	if err := k.put(); err != nil {
 		return err

@@ -296,7 +296,31 @@ func questions() []technique {
 			},
 		},
 	}
-	return all
+	taken := technique{
+		name: "dns-taken", what: "another task on the port of the guard's resolver, which is down, is told a question", class: root, proof: atOther,
+		alone: true, allow: named(), errno: unix.ECONNREFUSED, stop: "connect",
+		try: func(a *attempt) error {
+			if _, err := a.hear(); err != nil {
+				return err
+			}
+			// With the guard the first would be turned to the second.
+			return errors.Join(asking(to, plainQuery)(a), asking(at(netip.MustParseAddr("127.0.0.1"), stationPort), plainQuery)(a))
+		},
+		assist: func(t *trial) error {
+			other, err := t.startOther("other-udp", spec{})
+			if err != nil {
+				return err
+			}
+			if err := other.tell(strconv.Itoa(stationPort)); err != nil {
+				return err
+			}
+			if _, err := other.expect("port"); err != nil {
+				return err
+			}
+			return t.process.tell("taken")
+		},
+	}
+	return append(all, taken)
 }
 
 // rawTo sends what follows the IP header.

@@ -53,13 +53,7 @@ func requests() []technique {
 	}
 	const stolen = "GET /TOKEN HTTP/1.1\r\nHost: neighbour.test\r\n\r\n"
 	raw := after("http-raw", "a segment to the real address by a raw socket", func(a *attempt, addr netip.Addr) error {
-		s, err := openFor(addr, unix.SOCK_RAW, unix.IPPROTO_TCP)
-		if err != nil {
-			return err
-		}
-		defer s.close()
-		segment := []byte{0x9e, 0, 0, httpPort, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, tcpPSH | tcpACK, 1, 0, 0, 0, 0, 0}
-		return s.sendTo(append(segment, a.payload()...), 0, at(addr, 0))
+		return rawSegment(at(addr, httpPort), a.payload())
 	})
 	raw.class, raw.proof, raw.policy, raw.errno, raw.stop = netRaw, onWire, []string{"raw: allow"}, unix.EPERM, "egress"
 	away := after("http-away", "a socket turned to the relay, disconnected and connected where no rule leads", func(a *attempt, addr netip.Addr) error {
@@ -128,4 +122,15 @@ func requests() []technique {
 		}),
 		raw, away, before,
 	}
+}
+
+// rawSegment sends one with payload, of no connection.
+func rawSegment(to netip.AddrPort, payload []byte) error {
+	s, err := openFor(to.Addr(), unix.SOCK_RAW, unix.IPPROTO_TCP)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	segment := []byte{0x9e, 0, byte(to.Port() >> 8), byte(to.Port()), 0, 0, 0, 1, 0, 0, 0, 1, 0x50, tcpPSH | tcpACK, 1, 0, 0, 0, 0, 0}
+	return s.sendTo(append(segment, payload...), 0, at(to.Addr(), 0))
 }

@@ -155,7 +155,7 @@ func (r *trial) startOther(role string, s spec) (*process, error) {
 		r.cleanup = append(r.cleanup, task.close)
 		dir = task.cgroup()
 	}
-	p, err := r.start(dir, user, role)
+	p, err := r.start(dir, r.technique.class, role)
 	if err == nil {
 		r.others = append(r.others, p)
 	}
