@@ -94,6 +94,24 @@ func (g *guarded) name(port uint16) error {
 	return g.Maps().Tasks.Put(g.task.ID(), record)
 }
 
+// asking is a guarded lane that may ask dnsmasq by address.
+func (l *lab) asking(name string) (*lane, error) {
+	return l.newLane(name, l.near, func(above, below *cgroup.Dir, echo uint16) (map[string]*ebpf.Program, error) {
+		g, err := l.newGuarded(above, below, echo, ruleCounts[0], taskCounts[0])
+		if err != nil {
+			return nil, err
+		}
+		rules := rulesFor(echo, g.rules)
+		for _, r := range []netip.AddrPort{nearResolver, farResolver} {
+			rules.Hosts = append(rules.Hosts, exact(r.Addr(), r.Port(), policy.UDP))
+		}
+		if err := g.Maps().Rules.Replace(benchPolicy, rules); err != nil {
+			return nil, err
+		}
+		return g.programs()
+	})
+}
+
 // measureLookups compares dnsmasq, asked without a guard, with a daemon's
 // resolver, which has it for upstream.
 func (o *options) measureLookups(l *lab, report *report) error {
@@ -110,6 +128,7 @@ func (o *options) measureLookups(l *lab, report *report) error {
 	for _, open := range []func() (*lane, error){
 		func() (*lane, error) { return l.plain("plain") },
 		func() (*lane, error) { return l.plain("again") },
+		func() (*lane, error) { return l.asking("guarded") },
 		func() (*lane, error) { return l.newLane("agentguard", l.near, d.adopt) },
 	} {
 		lane, err := open()

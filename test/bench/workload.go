@@ -116,6 +116,7 @@ func openLoad(w work, listener uintptr) (*load, error) {
 			return nil, err
 		}
 		if w.Kind == dnsMany {
+			l.lookUp() // from now on the answer is in the cache
 			l.fd = l.resolverSocket()
 		}
 		return l, l.failure
