@@ -257,25 +257,7 @@ func hellos() []technique {
 			return append([]byte("EHLO "+a.token+"\r\nSTARTTLS\r\n"), helloWith("good.test", "h2")...)
 		}),
 		by("tls-split", "the name of a neighbour, split at every octet", func(a *attempt, to netip.AddrPort) error {
-			data := neighbour(a)
-			for i := 1; i < len(data); i++ {
-				if err := tcpSocket(to.Addr(), func(a *attempt, s sock) error {
-					if err := s.set(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
-						return err
-					}
-					if err := s.connect(to); err != nil {
-						return err
-					}
-					_ = s.write(data[:i])
-					if err := s.write(data[i:]); err != nil {
-						return err
-					}
-					return s.settled(2 * time.Second)
-				})(a); i == len(data)-1 || err != nil && !errors.Is(err, unix.ECONNABORTED) {
-					return err
-				}
-			}
-			return nil
+			return splits(to, neighbour(a))
 		}),
 		by("tls-octets", "the name of a neighbour, octet by octet", func(a *attempt, to netip.AddrPort) error {
 			return a.greetBy(to, func(s sock) error {
@@ -295,4 +277,41 @@ func hellos() []technique {
 		shared("tls-zerocopy", "the same by MSG_ZEROCOPY", zerocopyTo),
 		short, raw, multi, fastOpen, again, away,
 	}
+}
+
+// splits says data over one connection for each place where it can be split.
+func splits(to netip.AddrPort, data []byte) (err error) {
+	var all []sock
+	defer func() {
+		for _, s := range all {
+			s.close()
+		}
+	}()
+	for i := 1; i < len(data); i++ {
+		s, err := openFor(to.Addr(), unix.SOCK_STREAM, unix.IPPROTO_TCP)
+		if err != nil {
+			return err
+		}
+		all = append(all, s)
+		if err := s.set(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
+			return err
+		}
+		if err := s.connect(to); err != nil {
+			return err
+		}
+		if err := s.write(data[:i]); err != nil {
+			return err
+		}
+	}
+	for i, s := range all {
+		if err := s.write(data[i+1:]); err != nil {
+			return err
+		}
+	}
+	for _, s := range all {
+		if err = s.settled(2 * time.Second); err != nil && !errors.Is(err, unix.ECONNABORTED) {
+			return err
+		}
+	}
+	return err
 }
