@@ -275,6 +275,20 @@ func hellos() []technique {
 		shared("tls-sendfile", "an allowed name by sendfile, whose pages can be another's when they leave", sendfileTo),
 		shared("tls-splice", "the same by splice", spliceTo),
 		shared("tls-zerocopy", "the same by MSG_ZEROCOPY", zerocopyTo),
+		{name: "tls-nat", what: "the name of a neighbour to a service address that the host translates", tools: []string{"nft"}, allow: named("service.test:443"), errno: unix.ECONNABORTED, stop: "egress",
+			beside: func(p packet) bool { return asked(p) || p.dst == allowed4 && p.payload == 0 },
+			try: func(a *attempt) error {
+				a.say("ready")
+				if _, err := a.hear(); err != nil {
+					return err
+				}
+				addr, err := a.lookUp("service.test.")
+				return errors.Join(err, a.greet(at(addr, allowedPort), neighbour(a)))
+			}, assist: func(t *trial) error {
+				var err error
+				tellErr := t.process.tellAfter("ready", "go on", func() { err = translation(t) })
+				return errors.Join(err, tellErr)
+			}},
 		short, raw, multi, fastOpen, again, away,
 	}
 }

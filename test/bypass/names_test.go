@@ -197,6 +197,10 @@ func byNames() []control {
 		}},
 		say("tls-hello", "a hello with an allowed name", plain),
 		say("tls-case", "the name in capitals", helloWith("GOOD.TEST", "h2")),
+		{name: "nat-name", what: "a name that leads to a service address that the host translates", tools: []string{"nft"}, allow: named("service.test:443"), stage: translation, try: func(a *attempt) error {
+			addr, err := a.lookUp("service.test.")
+			return errors.Join(err, session(whole, helloWith("service.test", "h2"))(a, at(addr, allowedPort)))
+		}},
 		say("tls-two", "the hello and what follows it, at once", append(plain[:len(plain):len(plain)], "more"...)),
 		greets("tls-mapped", "the same to the IPv4-mapped address", func(a *attempt, to netip.AddrPort) error {
 			return session(whole, plain)(a, at(mapped(to.Addr()), to.Port()))

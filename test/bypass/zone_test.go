@@ -19,8 +19,11 @@ func zone(name string) []netip.Addr {
 	if label, ok := strings.CutSuffix(name, ".rebind.test."); ok {
 		return []netip.Addr{insides()[label].Addr()}
 	}
-	if name == "other.test." {
+	switch name {
+	case "other.test.":
 		return []netip.Addr{allowed4}
+	case "service.test.":
+		return []netip.Addr{service4}
 	}
 	return []netip.Addr{shared4, shared6}
 }
