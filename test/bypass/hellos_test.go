@@ -272,6 +272,22 @@ func hellos() []technique {
 		by("tls-urgent", "the name of a neighbour as urgent data", func(a *attempt, to netip.AddrPort) error {
 			return a.greetBy(to, func(s sock) error { return s.send(neighbour(a), unix.MSG_OOB) })
 		}),
+		by("tls-urgent-octet", "a hello with an urgent octet in it, which the server takes out: it reads another name", func(a *attempt, to netip.AddrPort) error {
+			return a.greetBy(to, func(s sock) error {
+				data := hello(a, "good.test")
+				middle := bytes.Index(data, []byte("good.test")) + 4
+				if err := s.set(unix.IPPROTO_TCP, unix.TCP_CORK, 1); err != nil {
+					return err
+				}
+				if err := s.send(data[:middle], unix.MSG_OOB); err != nil {
+					return err
+				}
+				if err := s.write(data[middle:]); err != nil {
+					return err
+				}
+				return s.set(unix.IPPROTO_TCP, unix.TCP_CORK, 0)
+			})
+		}),
 		shared("tls-sendfile", "an allowed name by sendfile, whose pages can be another's when they leave", sendfileTo),
 		shared("tls-splice", "the same by splice", spliceTo),
 		shared("tls-zerocopy", "the same by MSG_ZEROCOPY", zerocopyTo),
