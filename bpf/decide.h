@@ -214,6 +214,7 @@ __noinline int find_further(__u32 policy, __u32 number, __u32 flags, const struc
 #define FURTHER (TASK_GRANTS | TASK_WIDE_NAMES | TASK_POLICY_PREFIXES | TASK_GRANT_PREFIXES)
 
 #define DNS_PORT 53
+#define STATION_PORTS 1024 /* stations are below; nobody without privilege takes one */
 
 /* With names in its rules, a task asks the guard's resolver and no other,
  * whatever its rules say of addresses. */

@@ -68,6 +68,8 @@ static __always_inline __u8 read_greeting(struct __sk_buff *skb, const struct ta
 
 	if (is_shared(skb))
 		return REASON_SHARED;
+	if (p->tcp_urgent) /* what the server reads lacks a byte of this */
+		return REASON_HELLO;
 	switch (read_hello(skb, &hello, &greeting->name)) {
 	case HELLO_NAMED:
 		greeting->length = hello.name_length;
@@ -121,11 +123,9 @@ __noinline int may_carry(struct __sk_buff *skb, const struct task *task, const s
 		return deny_payload(d, REASON_SOCKET);
 	/* The helper takes a raw socket of the protocol for a connection. */
 	tcp = sk->type == SOCK_STREAM ? bpf_tcp_sock(sk) : NULL;
-	if (d->flags & PERMIT_TLS && tcp && tcp->bytes_acked > 1)
-		return true; /* what has left was allowed; the road of all but the first */
 	greeting = bpf_sk_storage_get(&greetings, sk, 0, 0);
 	if (d->flags & PERMIT_TLS && greeting && greeting->shown)
-		return true;
+		return true; /* the road of all but the first */
 	if (find_unchecked(task, &p->to, d))
 		return true;
 	memo = bpf_sk_storage_get(&memos, sk, 0, 0);
@@ -141,7 +141,11 @@ __noinline int may_carry(struct __sk_buff *skb, const struct task *task, const s
 		return deny_payload(d, REASON_MEMORY);
 	if (greeting->refused)
 		return task->mode == MODE_AUDIT || deny_payload(d, REASON_NONE);
-	reason = read_greeting(skb, task, p, greeting, &held);
+	/* What has been sent before, under another rule, was not read. */
+	if (tcp->bytes_acked > 1 || tcp->snd_nxt != tcp->snd_una)
+		reason = REASON_NOT_TLS;
+	else
+		reason = read_greeting(skb, task, p, greeting, &held);
 	if (held)
 		return deny_payload(d, REASON_NONE);
 	if (reason) {

@@ -23,6 +23,7 @@ struct packet {
 	bool tcp_syn;
 	bool tcp_ack;
 	bool tcp_reset;
+	bool tcp_urgent;
 };
 
 /* The destination of a packet like nearly all: of TCP or UDP, right behind a
@@ -217,6 +218,7 @@ __noinline int parse(struct __sk_buff *skb, struct packet *p)
 		p->tcp_syn = tcp->syn;
 		p->tcp_ack = tcp->ack;
 		p->tcp_reset = tcp->rst;
+		p->tcp_urgent = tcp->urg;
 		p->payload_at = (offset & MAX_OFFSET) + tcp->doff * 4;
 		p->payload = skb->len - p->payload_at;
 	}

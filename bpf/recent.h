@@ -117,6 +117,8 @@ __noinline int keep(const struct task *task, const struct flow *flow, const stru
 
 	if (!task || !flow || !d || !r || task->mode != MODE_ENFORCE)
 		return 0;
+	if (flow->port < STATION_PORTS && is_loopback(flow->addr))
+		return 0; /* a station can be there, which is judged before rules */
 	place = r->place;
 	e = bpf_map_lookup_elem(&recents, &place);
 	if (!e)

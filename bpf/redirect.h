@@ -4,8 +4,6 @@
  * the program's eyes, and who asks for those who listen. */
 #pragma once
 
-#define STATION_PORTS 1024 /* below; nobody without privilege takes one */
-
 /* Of any guard: another guard's task is no more to be trusted with it. */
 static __always_inline bool is_of_a_task(struct sock *sk)
 {

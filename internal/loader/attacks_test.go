@@ -41,6 +41,7 @@ var attacks = map[string]func(args []string) (string, error){
 	"drip":        sendInPieces,
 	"fastopen":    sendFastOpen,
 	"sendfile":    sendFile,
+	"urgent":      sendUrgent,
 	"zerocopy":    sendZeroCopy,
 }
 
@@ -369,6 +370,29 @@ func sendFastOpen(args []string) (string, error) {
 		return "", err
 	}
 	return "", unix.Sendto(held[args[0]], data, unix.MSG_FASTOPEN, to)
+}
+
+// sendUrgent: NAME NUMBER HEX; the receiver takes the octet of that number for
+// urgent, and out of the stream.
+func sendUrgent(args []string) (string, error) {
+	data, err := hex.DecodeString(args[2])
+	if err != nil {
+		return "", err
+	}
+	number, err := strconv.Atoi(args[1])
+	if err != nil {
+		return "", err
+	}
+	if err := unix.SetsockoptInt(held[args[0]], unix.SOL_TCP, unix.TCP_CORK, 1); err != nil {
+		return "", err
+	}
+	if err := unix.Send(held[args[0]], data[:number+1], unix.MSG_OOB); err != nil {
+		return "", err
+	}
+	if err := unix.Send(held[args[0]], data[number+1:], 0); err != nil {
+		return "", err
+	}
+	return "", unix.SetsockoptInt(held[args[0]], unix.SOL_TCP, unix.TCP_CORK, 0)
 }
 
 // sendFile: NAME HEX

@@ -308,6 +308,39 @@ func TestFastOpenPayload(t *testing.T) {
 	wantSilence(t, n.accept())
 }
 
+// An urgent octet is not in the stream that the server reads.
+func TestUrgentOctetInAHello(t *testing.T) {
+	n := newNamed(t, "192.0.2.2:443", nil)
+	hello := realHello(t, "api.good.test", false)
+	conn := n.connect()
+	n.want("ok", "urgent s %d %x", bytes.Index(hello, []byte("api."))+3, hello)
+	n.f.event("the first payload", func(e Event) bool { return e.Reason == ReasonHello })
+	wantSilence(t, conn)
+}
+
+// A name that covers the address shows nothing of what has been sent before.
+func TestUncheckedFlowIsNotTakenOver(t *testing.T) {
+	for name, next := range map[string][]byte{
+		"no hello": []byte("anything"),
+		"a hello":  realHello(t, "api.good.test", false),
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNamed(t, "192.0.2.2:443", func(r *maps.Task) { r.Grants = true })
+			deadline := Now() + uint64(time.Second)
+			n.grant(deadline, n.addr)
+			conn := n.connect()
+			n.want("ok", "send s - - allowed")
+			wantRead(t, conn, []byte("allowed"))
+			for Now() < deadline {
+				time.Sleep(time.Millisecond)
+			}
+			n.want("ok", "hex s - %x", next)
+			n.f.event("the next payload", func(e Event) bool { return e.Reason == ReasonNotTLS })
+			wantSilence(t, conn)
+		})
+	}
+}
+
 // A socket that is taken from its peer and connects again has shown nothing.
 func TestReconnectShowsAgain(t *testing.T) {
 	n := newNamed(t, "192.0.2.2:443", nil)

@@ -294,6 +294,11 @@ func TestStationIsReachedOnlyByRedirection(t *testing.T) {
 		a.want(eperm, "send u 127.0.0.1:%d - direct", dnsStation)
 		a.want("ok", "open v 10 2 0")
 		a.want(eperm, "send v [::1]:%d - direct", dnsStation)
+		a.want("ok", "open w 2 2 0")
+		for range 4 { // a rule allows that, which must not be remembered
+			a.want("ok", "connect w 127.0.0.1:%d", dnsStation)
+		}
+		a.want(eperm, "send w - - direct")
 		a.want("ok", "open s 2 1 0")
 		a.do("connect s 127.0.0.1:%d", dnsStation)
 		a.do("send s - - direct")
