@@ -12,6 +12,10 @@
 // permitted. A control is the opposite: something ordinary that must go on
 // working in a task.
 //
+// Names are resolved in the sink, which records questions as it does payloads:
+// a technique that hides the token in one has its own way of looking for it.
+// What the guard itself asks and relays may leave only without the token.
+//
 // Absence is shown by order, not by waiting: after each try an unguarded
 // process on the same processor sends a marker down the same path, and what
 // has not arrived before the marker was not sent.
