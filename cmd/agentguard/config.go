@@ -27,7 +27,7 @@ const configHelp = `The configuration, with its defaults:
    metrics: ""            # a TCP address for /metrics, /healthz and /readyz, such as 127.0.0.1:9469
    trustedNamespaces: []  # paths of network namespaces whose NAT is yours, besides the machine's own
    dns:                   # how names are looked up for tasks whose rules have names
-     resolvers: []        # asked in every network namespace, instead of those of its resolv.conf
+     resolvers: []        # asked from the daemon's network namespace for tasks in any, instead of those of resolv.conf
      minTTL: 30s          # an address is good for new connections at least that long,
      maxTTL: 1h           # and at most that long
      types: [A, AAAA, CNAME, HTTPS, SVCB, SRV, PTR]  # of records that are answered
@@ -143,7 +143,7 @@ func (c config) engine(base task.Config) task.Config {
 		Types: c.DNS.Types, Rate: c.DNS.Rate,
 	}
 	for _, server := range c.DNS.Resolvers {
-		base.DNS.Resolvers = append(base.DNS.Resolvers, netip.AddrPort(server))
+		base.Resolvers = append(base.Resolvers, netip.AddrPort(server))
 	}
 	return base
 }

@@ -70,7 +70,7 @@ func (p *program) daemon(ctx *cli.Context) error {
 	log := p.logger(config.LogLevel)
 	settings := config.engine(p.engineConfig(log))
 	if len(resolvers) > 0 {
-		settings.DNS.Resolvers = resolvers
+		settings.Resolvers = resolvers
 	}
 	engine, err := task.Open(stopping, settings)
 	if err != nil {

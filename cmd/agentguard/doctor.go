@@ -11,7 +11,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"agentguard.dev/agentguard/client"
-	"agentguard.dev/agentguard/internal/names"
 	"agentguard.dev/agentguard/internal/task"
 )
 
@@ -49,7 +48,7 @@ func (p *program) doctor(ctx *cli.Context) error {
 // checks probes the kernel itself where it may, else asks the daemon.
 func (p *program) checks(ctx *cli.Context) ([]client.Check, error) {
 	if os.Geteuid() == 0 {
-		return task.Probe(names.Config{}), nil
+		return task.Probe(nil), nil
 	}
 	daemon := p.client()
 	defer daemon.Close()

@@ -46,7 +46,7 @@ func (p *program) host(ctx context.Context, resolvers []netip.AddrPort) (host, e
 	if err := task.CollectPrivate(ctx, config, false); err != nil {
 		p.say("remove what earlier runs left: %v", err)
 	}
-	config.DNS.Resolvers = resolvers
+	config.Resolvers = resolvers
 	config.Private = "run-" + strings.ToLower(rand.Text()[:10])
 	engine, err := task.Open(ctx, config)
 	if err != nil {

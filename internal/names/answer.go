@@ -15,6 +15,7 @@ import (
 const (
 	maxChain    = 16   // aliases from a question to its records
 	maxRecords  = 1024 // of one answer; more are left out
+	maxAddrs    = 64   // the same, of addresses: each is entries in the kernel
 	maxNegative = 5 * time.Minute
 )
 
@@ -172,7 +173,7 @@ func (a *answer) add(rr dns.RR, header dns.RR_Header) bool {
 
 func (a *answer) addAddr(addr netip.Addr, rr dns.RR) bool {
 	addr = addr.Unmap()
-	if slices.Contains(a.addrs, addr) {
+	if len(a.addrs) == maxAddrs || slices.Contains(a.addrs, addr) {
 		return false
 	}
 	a.addrs = append(a.addrs, addr)

@@ -18,7 +18,7 @@ const (
 
 // cacheKey says who was to be asked, and what. Another may have given the answer.
 type cacheKey struct {
-	netns    uint64
+	netns    uint64 // from which it was to be asked
 	resolver netip.AddrPort
 	question
 }

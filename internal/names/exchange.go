@@ -24,10 +24,10 @@ type exchange struct {
 	rcode int  // of a query that is none, else success
 	began time.Time
 
-	allowed   bool             // a rule allows the very name that is asked for
-	resolvers []netip.AddrPort // who may be asked, the preferred first
-	quota     *quota
-	done      func() // gives back a place among those who wait
+	allowed bool     // a rule allows the very name that is asked for
+	choice  Upstream // who may be asked, the preferred first
+	quota   *quota
+	done    func() // gives back a place among those who wait
 
 	reply    reply
 	verdict  string
@@ -79,13 +79,13 @@ func (e *exchange) now() bool {
 	if !e.judge() {
 		return true
 	}
-	e.resolvers = e.choose()
-	if len(e.resolvers) == 0 {
+	e.choice = e.choose()
+	if len(e.choice.Resolvers) == 0 {
 		e.fail(dns.ExtendedErrorCodeNoReachableAuthority, "no resolver is trusted in this network namespace")
 		return true
 	}
-	a := s.cache.get(cacheKey{e.ns.Cookie(), e.resolvers[0], e.question}, e.began)
-	if a != nil && slices.Contains(e.resolvers, a.upstream) {
+	a := s.cache.get(cacheKey{e.choice.From.Cookie(), e.choice.Resolvers[0], e.question}, e.began)
+	if a != nil && slices.Contains(e.choice.Resolvers, a.upstream) {
 		e.cached = true
 		e.conclude(a)
 		return true
@@ -136,33 +136,33 @@ func (e *exchange) refuse() (reply, bool) {
 }
 
 // choose returns who may be asked: the resolver that the client asked, then those of
-// the namespace, as far as they are trusted.
-func (e *exchange) choose() []netip.AddrPort {
-	trusted := *e.trusted.Load()
-	chosen := make([]netip.AddrPort, 0, 1+len(trusted))
-	for i := -1; i < len(trusted); i++ {
+// the station, as far as they are trusted.
+func (e *exchange) choose() Upstream {
+	from := e.station.upstream.Load()
+	chosen := make([]netip.AddrPort, 0, 1+len(from.Resolvers))
+	for i := -1; i < len(from.Resolvers); i++ {
 		r := e.asker.To
 		if i >= 0 {
-			r = trusted[i]
+			r = from.Resolvers[i]
 		}
 		r = unmap(r)
 		if r.IsValid() && !slices.Contains(chosen, r) && e.asker.Rules.Trusts(r) {
 			chosen = append(chosen, r)
 		}
 	}
-	return chosen
+	return Upstream{from.From, chosen}
 }
 
-// wait asks upstream and makes the reply. Who asks the same meanwhile waits for the
-// same answer.
+// wait asks upstream and makes the reply. Who asks the same station the same meanwhile
+// waits for the same answer.
 func (e *exchange) wait() {
 	defer e.done()
 	s := e.server
-	flight := fmt.Sprintf("%d %s %d %s", e.ns.Cookie(), e.resolvers, e.qtype, e.name)
+	flight := fmt.Sprintf("%d %d %s %d %s", e.ns.Cookie(), e.choice.From.Cookie(), e.choice.Resolvers, e.qtype, e.name)
 	made, err, _ := s.flights.Do(flight, func() (any, error) {
 		ctx, cancel := context.WithTimeout(e.ctx, s.config.Timeout)
 		defer cancel()
-		return e.ask(ctx, e.resolvers, e.question)
+		return s.ask(ctx, e.choice, e.question)
 	})
 	if err != nil {
 		e.fail(dns.ExtendedErrorCodeNoReachableAuthority, "%v", err)
@@ -193,7 +193,8 @@ func (e *exchange) conclude(a *answer) {
 	if len(learn) == 0 || !e.allowed {
 		return
 	}
-	if err := e.server.authority.Learn(e.asker, e.name, learn, left); err != nil {
+	// What is left of a cached answer may be next to nothing, which no client could use.
+	if err := e.server.authority.Learn(e.asker, e.name, learn, max(left, e.server.config.MinTTL)); err != nil {
 		e.fail(dns.ExtendedErrorCodeOther, "%v", err)
 		e.addrs, e.verdict = nil, Deny
 	}
@@ -221,13 +222,13 @@ func (e *exchange) filter(a *answer) (dropped []drop) {
 	rules := e.asker.Rules
 	for i, addr := range a.addrs {
 		what := "not a public address"
-		if public(addr) {
+		if Public(addr) {
 			if !rules.Local(addr) {
 				continue
 			}
 			what = "this machine's"
 		}
-		if !rules.AllowsAddr(addr) {
+		if !rules.AllowsAddr(e.name, addr) {
 			dropped = append(dropped, drop{i, fmt.Sprintf("%s points to %s, which is %s", e.name, addr, what)})
 		}
 	}

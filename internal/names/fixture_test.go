@@ -186,10 +186,10 @@ func (w *town) Allows(host string) bool {
 	})
 }
 
-func (w *town) AllowsAddr(addr netip.Addr) bool     { return within(addr, w.prefixes) }
-func (w *town) MayReach(addr netip.Addr) bool       { return slices.Contains(w.reach, addr) }
-func (w *town) Local(addr netip.Addr) bool          { return slices.Contains(w.own, addr) }
-func (w *town) Trusts(resolver netip.AddrPort) bool { return !slices.Contains(w.untrusted, resolver) }
+func (w *town) AllowsAddr(_ string, addr netip.Addr) bool { return within(addr, w.prefixes) }
+func (w *town) MayReach(addr netip.Addr) bool             { return slices.Contains(w.reach, addr) }
+func (w *town) Local(addr netip.Addr) bool                { return slices.Contains(w.own, addr) }
+func (w *town) Trusts(resolver netip.AddrPort) bool       { return !slices.Contains(w.untrusted, resolver) }
 
 // set changes something of w under its lock.
 func (w *town) set(fn func()) {
@@ -245,7 +245,7 @@ func labIn(t testing.TB, ns *netns.Handle, w *town, c Config) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	port, err := s.Listen(ns, []netip.AddrPort{upstream})
+	port, err := s.Listen(ns, Upstream{ns, []netip.AddrPort{upstream}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -388,6 +388,6 @@ func offline(t testing.TB, w *town, c Config) (*station, question) {
 	st := &station{server: s, ns: ns}
 	st.ctx, st.cancel = context.WithCancel(t.Context())
 	t.Cleanup(st.cancel)
-	st.trusted.Store(&[]netip.AddrPort{upstream})
+	st.upstream.Store(&Upstream{ns, []netip.AddrPort{upstream}})
 	return st, question{"api.good.test", dns.TypeA}
 }

@@ -204,7 +204,7 @@ func checkReply(t *testing.T, m, reply *dns.Msg, qtype uint16, learned []lesson)
 		t.Errorf("learned %v, given %v", known, given)
 	}
 	for _, addr := range given {
-		if !public(addr) {
+		if !Public(addr) {
 			t.Errorf("gives %s, which is not public", addr)
 		}
 	}

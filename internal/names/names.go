@@ -14,7 +14,8 @@
 //  2. holds the name to the rules of the task. A name that they do not have is
 //     never forwarded: the answer is NXDOMAIN, at once, on which resolvers give
 //     up, with an Extended DNS Error that says why;
-//  3. looks into the cache, else asks upstream. The query is built anew from the
+//  3. looks into the cache, else asks upstream, from the namespace that [Server.Listen]
+//     was told. The query is built anew from the
 //     parsed name and type, with an identifier, port and EDNS of its own: no
 //     letter case, option, flag or trailing byte of the task's leaves;
 //  4. takes from the answer only the chain of aliases that begins at the
@@ -25,13 +26,14 @@
 //  5. has the addresses learned, in the kernel, before
 //  6. the answer, built anew, leaves.
 //
-// Answers are cached for all tasks of a namespace by upstream, name and type. The
+// Answers are cached for all tasks by upstream, the namespace that it was asked from,
+// name and type. The
 // rules are asked before the cache is, and what is in the cache was filtered for
 // nobody: steps 2, 4 and 5 are the same for a cached answer.
 //
-// Trusted are the resolvers of the namespace, and those that the task's own
+// Trusted are the resolvers that [Server.Listen] was given, and those that the task's own
 // rules make so ([Rules].Trusts). A question goes to the resolver that was asked
-// if it is trusted, else to the first of the namespace; if that does not answer,
+// if it is trusted, else to the first of those; if that does not answer,
 // to the next.
 //
 // DNSSEC records are not served and AD is never set: upstream validates.
@@ -84,9 +86,9 @@ type Rules interface {
 	// Allows reports whether a rule names host.
 	Allows(host string) bool
 
-	// AllowsAddr reports whether a rule for addresses covers addr, whatever the
-	// port: such an address may be answered even if it is not public.
-	AllowsAddr(addr netip.Addr) bool
+	// AllowsAddr reports whether a rule for addresses covers addr, as far as it would
+	// be learned for host: such an address may be answered even if it is not public.
+	AllowsAddr(host string, addr netip.Addr) bool
 
 	// MayReach reports whether any rule, or an address learned for one, lets the
 	// task reach addr: its name may then be asked for (PTR).
@@ -124,10 +126,6 @@ type Record struct {
 
 // Config sets bounds. The zero value of every field is a usable default.
 type Config struct {
-	// Resolvers, if there are any, are trusted in every namespace in place of
-	// those that Listen is given.
-	Resolvers []netip.AddrPort
-
 	MinTTL, MaxTTL time.Duration // floor and ceiling, for the kernel and for the answer alike; 30 s and 1 h
 
 	// Types are those served to tasks, by name; of others an allowed name has

@@ -43,36 +43,57 @@ var (
 	isatapU = [...]byte{0x02, 0x00, 0x5e, 0xfe}
 )
 
-// public reports whether addr is one that a stranger's name may point to. An
+// LinkLocal reports whether addr is one of a link, in whatever form: there are
+// the addresses at which clouds hand out credentials.
+func LinkLocal(addr netip.Addr) bool {
+	addr = addr.Unmap()
+	if addr.IsLinkLocalUnicast() {
+		return true
+	}
+	for _, inner := range carried(addr) {
+		if inner.IsLinkLocalUnicast() {
+			return true
+		}
+	}
+	return false
+}
+
+// Public reports whether addr is one that a stranger's name may point to. An
 // IPv6 address that carries IPv4 is as public as that.
-func public(addr netip.Addr) bool {
+func Public(addr netip.Addr) bool {
 	addr = addr.Unmap().WithZone("")
 	if addr.Is4() {
 		return !within(addr, notPublic4)
 	}
+	for _, inner := range carried(addr) {
+		if within(inner, notPublic4) {
+			return false
+		}
+	}
+	return nat64.Contains(addr) || global6.Contains(addr) && !within(addr, notGlobal6)
+}
+
+// carried returns the IPv4 addresses that an IPv6 address stands for, beside itself.
+func carried(addr netip.Addr) []netip.Addr {
 	b := addr.As16()
+	inner := func(at int) netip.Addr { return netip.AddrFrom4([4]byte(b[at : at+4])) }
+	tag := [4]byte(b[8:12])
 	switch {
+	case addr.Is4():
+		return nil
 	case nat64.Contains(addr):
-		return public4(b[12:16])
+		return []netip.Addr{inner(12)}
 	case sixTo4.Contains(addr):
-		return public4(b[2:6])
+		return []netip.Addr{inner(2)}
 	case teredo.Contains(addr):
 		for i := 12; i < 16; i++ {
 			b[i] ^= 0xff
 		}
-		return public4(b[4:8]) && public4(b[12:16])
+		return []netip.Addr{inner(4), inner(12)}
+	case tag == isatap || tag == isatapU:
+		return []netip.Addr{inner(12)}
 	}
-	if !global6.Contains(addr) || within(addr, notGlobal6) {
-		return false
-	}
-	if tag := [4]byte(b[8:12]); tag == isatap || tag == isatapU {
-		return public4(b[12:16])
-	}
-	return true
-}
-
-func public4(b []byte) bool {
-	return !within(netip.AddrFrom4([4]byte(b)), notPublic4)
+	return nil
 }
 
 func within(addr netip.Addr, networks []netip.Prefix) bool {

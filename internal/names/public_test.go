@@ -84,8 +84,8 @@ func TestPublic(t *testing.T) {
 		{"4000::1", false},
 		{"5f00::1", false},
 	} {
-		if got := public(netip.MustParseAddr(tt.addr)); got != tt.want {
-			t.Errorf("public(%s) = %v, want %v", tt.addr, got, tt.want)
+		if got := Public(netip.MustParseAddr(tt.addr)); got != tt.want {
+			t.Errorf("Public(%s) = %v, want %v", tt.addr, got, tt.want)
 		}
 	}
 }

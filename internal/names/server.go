@@ -81,29 +81,35 @@ func isData(t uint16) bool {
 	return t < 128 || t > 255 // between them are questions that are no types (RFC 6895)
 }
 
-// Listen opens the station of a namespace and returns its port. trusted are the
-// namespace's resolvers, the first preferred. A namespace that has a station
-// keeps it, with these resolvers from now on. The caller leaves ns open until
-// Leave or Close has returned.
-func (s *Server) Listen(ns *netns.Handle, trusted []netip.AddrPort) (port uint16, err error) {
-	if len(s.config.Resolvers) > 0 {
-		trusted = s.config.Resolvers
-	}
-	trusted = slices.Clone(trusted)
+// Upstream says who answers the questions of a station.
+type Upstream struct {
+	// From is the namespace in which they are asked, resolvers that a task's rules
+	// make trusted included: one that no task administers, or its answers are the
+	// task's.
+	From *netns.Handle
+
+	Resolvers []netip.AddrPort // trusted, the first preferred
+}
+
+// Listen opens the station of a namespace and returns its port. A namespace that
+// has a station keeps it, with this upstream from now on. The caller leaves ns and
+// from.From open until Leave or Close has returned.
+func (s *Server) Listen(ns *netns.Handle, from Upstream) (port uint16, err error) {
+	from.Resolvers = slices.Clone(from.Resolvers)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return 0, errors.New("listen for DNS: the resolver is closed")
 	}
 	if st, ok := s.stations[ns.ID()]; ok {
-		st.trusted.Store(&trusted)
+		st.upstream.Store(&from)
 		return st.port, nil
 	}
 	st, err := open(s, ns)
 	if err != nil {
 		return 0, fmt.Errorf("listen for DNS in network namespace %d: %w", ns.ID().Inode, err)
 	}
-	st.trusted.Store(&trusted)
+	st.upstream.Store(&from)
 	st.serve()
 	s.stations[ns.ID()] = st
 	return st.port, nil

@@ -32,10 +32,10 @@ const idle = 10 * time.Second
 
 // station answers in one namespace.
 type station struct {
-	server  *Server
-	ns      *netns.Handle
-	port    uint16
-	trusted atomic.Pointer[[]netip.AddrPort]
+	server   *Server
+	ns       *netns.Handle
+	port     uint16
+	upstream atomic.Pointer[Upstream]
 
 	udp []*net.UDPConn
 	tcp []*net.TCPListener

@@ -33,7 +33,7 @@ func TestListensOnBothFamilies(t *testing.T) {
 			}
 		}
 	}
-	again, err := l.server.Listen(l.ns, nil)
+	again, err := l.server.Listen(l.ns, Upstream{From: l.ns})
 	if err != nil || again != l.port {
 		t.Errorf("listening again: port %d, error %v, want %d", again, err, l.port)
 	}
@@ -48,7 +48,7 @@ func TestNamespacesThatLackSomething(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	if _, err := s.Listen(namespace(t, false), nil); err == nil || !strings.Contains(err.Error(), "the interface lo is down") {
+	if _, err := s.Listen(namespace(t, false), Upstream{}); err == nil || !strings.Contains(err.Error(), "the interface lo is down") {
 		t.Errorf("lo is down, error %v", err)
 	}
 	ns := namespace(t, true)
@@ -58,7 +58,7 @@ func TestNamespacesThatLackSomething(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Listen(ns, nil); err != nil {
+	if _, err := s.Listen(ns, Upstream{From: ns}); err != nil {
 		t.Errorf("without IPv6: %v", err)
 	}
 }
@@ -104,7 +104,7 @@ func TestNamespacesAreApart(t *testing.T) {
 	for i := range 2 {
 		ns := namespace(t, true)
 		dnsmasq(t, ns, upstream, fmt.Sprintf("--host-record=api.good.test,192.0.2.%d", i+1))
-		port, err := s.Listen(ns, []netip.AddrPort{upstream})
+		port, err := s.Listen(ns, Upstream{ns, []netip.AddrPort{upstream}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -154,7 +154,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		port, err := s.Listen(ns, []netip.AddrPort{upstream})
+		port, err := s.Listen(ns, Upstream{ns, []netip.AddrPort{upstream}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -176,7 +176,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 		}
 		closing.Go(func() { s.Leave(ns.ID()) })
 		closing.Wait()
-		if _, err := s.Listen(ns, nil); err == nil {
+		if _, err := s.Listen(ns, Upstream{From: ns}); err == nil {
 			t.Error("a closed resolver listens")
 		}
 		for _, conn := range conns {

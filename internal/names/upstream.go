@@ -13,6 +13,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"agentguard.dev/agentguard/internal/netns"
 	"agentguard.dev/agentguard/internal/policy"
 )
 
@@ -23,12 +24,12 @@ var errImpostor = errors.New("a task listens there")
 const attempts = 3
 
 // ask puts q to one resolver after the other until one answers, and keeps the answer.
-func (st *station) ask(ctx context.Context, resolvers []netip.AddrPort, q question) (*answer, error) {
-	s := st.server
+func (s *Server) ask(ctx context.Context, from Upstream, q question) (*answer, error) {
+	resolvers := from.Resolvers
 	var failed error
 	for try := range max(attempts, len(resolvers)) {
 		resolver := resolvers[try%len(resolvers)]
-		a, err := st.askOne(ctx, resolver, q)
+		a, err := s.askOne(ctx, from.From, resolver, q)
 		if err == nil {
 			now := time.Now()
 			a.upstream = resolver
@@ -36,7 +37,7 @@ func (st *station) ask(ctx context.Context, resolvers []netip.AddrPort, q questi
 				a.ttl = min(a.ttl, s.config.MinTTL) // the preferred one may be back soon, and know better
 			}
 			a.expires = now.Add(a.ttl)
-			s.cache.put(cacheKey{st.ns.Cookie(), resolvers[0], q}, a, now)
+			s.cache.put(cacheKey{from.From.Cookie(), resolvers[0], q}, a, now)
 			return a, nil
 		}
 		failed = fmt.Errorf("resolver %s: %w", resolver, err)
@@ -48,31 +49,31 @@ func (st *station) ask(ctx context.Context, resolvers []netip.AddrPort, q questi
 }
 
 // askOne gives one resolver its share of the time.
-func (st *station) askOne(ctx context.Context, resolver netip.AddrPort, q question) (*answer, error) {
-	ctx, cancel := context.WithTimeout(ctx, st.server.config.Timeout/attempts)
+func (s *Server) askOne(ctx context.Context, from *netns.Handle, resolver netip.AddrPort, q question) (*answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.config.Timeout/attempts)
 	defer cancel()
-	m, err := st.consult(ctx, resolver, q)
+	m, err := s.consult(ctx, from, resolver, q)
 	if err != nil {
 		return nil, err
 	}
-	return digest(q, m, st.server.config.MinTTL, st.server.config.MaxTTL)
+	return digest(q, m, s.config.MinTTL, s.config.MaxTTL)
 }
 
 // consult puts q to one resolver, by UDP and, if the answer is too large for that, by TCP.
 // Nothing of the query is the task's but name and type.
-func (st *station) consult(ctx context.Context, resolver netip.AddrPort, q question) (*dns.Msg, error) {
+func (s *Server) consult(ctx context.Context, from *netns.Handle, resolver netip.AddrPort, q question) (*dns.Msg, error) {
 	m := &dns.Msg{
 		MsgHdr:   dns.MsgHdr{Id: dns.Id(), RecursionDesired: true},
 		Question: []dns.Question{{Name: q.name + ".", Qtype: q.qtype, Qclass: dns.ClassINET}},
 	}
 	m.SetEdns0(ednsSize, false)
-	answer, err := st.roundTrip(ctx, policy.UDP, resolver, m)
+	answer, err := s.roundTrip(ctx, from, policy.UDP, resolver, m)
 	if err == nil && answer.Rcode == dns.RcodeFormatError {
 		m.Extra = nil // a resolver from before EDNS
-		answer, err = st.roundTrip(ctx, policy.UDP, resolver, m)
+		answer, err = s.roundTrip(ctx, from, policy.UDP, resolver, m)
 	}
 	if err == nil && answer.Truncated {
-		answer, err = st.roundTrip(ctx, policy.TCP, resolver, m)
+		answer, err = s.roundTrip(ctx, from, policy.TCP, resolver, m)
 	}
 	if err != nil {
 		return nil, err
@@ -84,11 +85,13 @@ func (st *station) consult(ctx context.Context, resolver netip.AddrPort, q quest
 }
 
 // roundTrip sends m and waits for what answers it.
-func (st *station) roundTrip(ctx context.Context, proto policy.Proto, resolver netip.AddrPort, m *dns.Msg) (*dns.Msg, error) {
-	if !st.server.authority.Genuine(st.ns.Cookie(), proto, resolver) {
+func (s *Server) roundTrip(
+	ctx context.Context, from *netns.Handle, proto policy.Proto, resolver netip.AddrPort, m *dns.Msg,
+) (*dns.Msg, error) {
+	if !s.authority.Genuine(from.Cookie(), proto, resolver) {
 		return nil, errImpostor
 	}
-	conn, err := st.dial(ctx, proto, resolver)
+	conn, err := connect(ctx, from, proto, resolver)
 	if err != nil {
 		return nil, plain(err)
 	}
@@ -110,7 +113,7 @@ func (st *station) roundTrip(ctx context.Context, proto policy.Proto, resolver n
 			return nil, errors.New("an answer to another question")
 		case err != nil:
 			return nil, errors.New("an answer that cannot be read")
-		case !st.server.authority.Genuine(st.ns.Cookie(), proto, resolver):
+		case !s.authority.Genuine(from.Cookie(), proto, resolver):
 			return nil, errImpostor
 		}
 		return answer, nil
@@ -131,11 +134,10 @@ func answers(a, m *dns.Msg) bool {
 		strings.EqualFold(a.Question[0].Name, want.Name)
 }
 
-// dial opens a socket to a resolver in the station's namespace, outside of any guard. The
-// kernel chooses the port.
-func (st *station) dial(ctx context.Context, proto policy.Proto, resolver netip.AddrPort) (conn net.Conn, err error) {
+// connect opens a socket to a resolver, outside of any guard. The kernel chooses the port.
+func connect(ctx context.Context, from *netns.Handle, proto policy.Proto, resolver netip.AddrPort) (conn net.Conn, err error) {
 	var d net.Dialer
-	err = st.ns.Do(func() error {
+	err = from.Do(func() error {
 		conn, err = d.DialContext(ctx, proto.String(), resolver.String())
 		return err
 	})

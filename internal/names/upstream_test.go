@@ -253,7 +253,7 @@ func TestNextResolverWhereOneFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, newTown("good.test"), Config{Timeout: 9 * time.Second})
-			if _, err := l.server.Listen(l.ns, []netip.AddrPort{upstream, second}); err != nil {
+			if _, err := l.server.Listen(l.ns, Upstream{l.ns, []netip.AddrPort{upstream, second}}); err != nil {
 				t.Fatal(err)
 			}
 			if first != nil {
@@ -401,7 +401,7 @@ func TestImpostors(t *testing.T) {
 	for _, after := range []bool{false, true} {
 		t.Run(fmt.Sprint("after the answer: ", after), func(t *testing.T) {
 			l := newLab(t, newTown("good.test"), Config{})
-			if _, err := l.server.Listen(l.ns, []netip.AddrPort{upstream, second}); err != nil {
+			if _, err := l.server.Listen(l.ns, Upstream{l.ns, []netip.AddrPort{upstream, second}}); err != nil {
 				t.Fatal(err)
 			}
 			var asked atomic.Int32

@@ -51,8 +51,20 @@ func (f *fixture) startProcess(path string) *process {
 	return p
 }
 
+// startOutcast starts one in user and network namespaces of its own, in which it is root.
+func (f *fixture) startOutcast(path string) *process {
+	f.t.Helper()
+	p, err := f.spawn(path, func(attr *syscall.SysProcAttr) {
+		attr.Cloneflags = syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET
+		attr.UidMappings = []syscall.SysProcIDMap{{Size: 1}}
+		attr.GidMappings = attr.UidMappings
+	})
+	must(f.t, err)
+	return p
+}
+
 // spawn starts one where the calling thread stands.
-func (f *fixture) spawn(path string) (*process, error) {
+func (f *fixture) spawn(path string, edit ...func(*syscall.SysProcAttr)) (*process, error) {
 	dir, err := cgroup.Open(path)
 	if err != nil {
 		return nil, err
@@ -62,6 +74,9 @@ func (f *fixture) spawn(path string) (*process, error) {
 	cmd.Env = append(os.Environ(), processMode+"=1")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: dir.FD()}
+	for _, e := range edit {
+		e(cmd.SysProcAttr)
+	}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -107,8 +122,8 @@ const (
 )
 
 // obey knows: dial NAME ADDR, write NAME DATA, read NAME, flood NAME,
-// close NAME, hello NAME SNI (a TLS handshake), lookup HOST, answer ADDR (as a
-// DNS server).
+// close NAME, hello NAME SNI (a TLS handshake), lookup HOST (at a SERVER, if there is
+// another word), answer ADDR (as a DNS server), impersonate ADDR (whoever is asked).
 func obey(in io.Reader, out io.Writer) {
 	conns := make(map[string]net.Conn)
 	lines := bufio.NewScanner(in)
@@ -165,8 +180,16 @@ func obeyOne(words []string, conns map[string]net.Conn) (string, error) {
 	case "lookup":
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		addrs, err := (&net.Resolver{PreferGo: true}).LookupNetIP(ctx, "ip4", words[1]+".")
+		resolver := &net.Resolver{PreferGo: true}
+		if len(words) > 2 {
+			resolver.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, network, words[2])
+			}
+		}
+		addrs, err := resolver.LookupNetIP(ctx, "ip4", words[1]+".")
 		return fmt.Sprint(addrs), err
+	case "impersonate":
+		return "", impersonate(words[1])
 	case "answer":
 		return "", answerDNS("127.0.0.1:53", map[string]string{"api.good.test.": words[1]})
 	}

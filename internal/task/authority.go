@@ -89,6 +89,7 @@ func (r resolverSide) Learn(a names.Asker, host string, addrs []netip.Addr, ttl 
 	if t.state != client.TaskLive {
 		return errNotLive
 	}
+	now := a.Rules.(*rules)
 	// In whole seconds: the same cached answer again is then nothing new.
 	expires := (loader.Now()+uint64(ttl))/uint64(time.Second)*uint64(time.Second) + uint64(time.Second)
 	for owner, compiled := range map[uint32]*policy.Compiled{
@@ -100,6 +101,9 @@ func (r resolverSide) Learn(a names.Asker, host string, addrs []netip.Addr, ttl 
 				continue
 			}
 			for _, addr := range addrs {
+				if now.inner(addr) && !now.exempts(named, addr) {
+					continue
+				}
 				learned = append(learned, maps.Learned{Number: named.Number, Addr: addr, Expires: expires})
 			}
 		}
@@ -218,7 +222,46 @@ func (r *rules) Allows(host string) bool {
 }
 
 // AllowsAddr implements names.Rules.
-func (r *rules) AllowsAddr(addr netip.Addr) bool {
+func (r *rules) AllowsAddr(host string, addr netip.Addr) bool {
+	for _, compiled := range r.named {
+		if compiled == nil {
+			continue
+		}
+		for _, named := range compiled.Matching(host) {
+			if !passed(named.Deadline) && r.exempts(named, addr) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// exempts says whether a named destination may have an address that is not
+// public: a rule for addresses covers it with the protocol and a port of the
+// destination. One for half the world does not mean what is said on a link, where
+// clouds keep credentials.
+func (r *rules) exempts(named policy.Named, addr netip.Addr) bool {
+	return r.covers(func(d policy.Destination) bool {
+		if d.Proto != named.Proto || names.LinkLocal(addr) && !names.LinkLocal(d.Prefix.Addr()) {
+			return false
+		}
+		return slices.ContainsFunc(named.Ranges, func(n policy.NamedRange) bool {
+			if !d.Proto.HasPorts() {
+				return d.Matches(d.Proto, addr, 0)
+			}
+			return slices.ContainsFunc(d.Ports, func(p policy.Ports) bool {
+				port := max(p.Lo, n.Lo)
+				return port <= min(p.Hi, n.Hi) && d.Matches(d.Proto, addr, port)
+			})
+		})
+	})
+}
+
+// inner says whether addr is one that only an exempted destination may have.
+func (r *rules) inner(addr netip.Addr) bool { return !names.Public(addr) || r.Local(addr) }
+
+// coversAddr says whether a rule for addresses covers addr, whatever the port.
+func (r *rules) coversAddr(addr netip.Addr) bool {
 	return r.covers(func(d policy.Destination) bool {
 		port := uint16(0)
 		if len(d.Ports) > 0 {
@@ -242,7 +285,7 @@ func (r *rules) covers(match func(policy.Destination) bool) bool {
 
 // MayReach implements names.Rules.
 func (r *rules) MayReach(addr netip.Addr) bool {
-	return r.AllowsAddr(addr) || len(r.engine.learnedNames(r.owners, addr)) > 0
+	return r.coversAddr(addr) || len(r.engine.learnedNames(r.owners, addr)) > 0
 }
 
 // learnedNames are the names for which owners have learned an address.

@@ -4,6 +4,7 @@ package task
 
 import (
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -31,10 +32,13 @@ type Config struct {
 	// that was rewritten there is judged by what was asked for.
 	TrustedNamespaces []string
 
-	// DNS is how names are looked up for tasks whose rules have names. Its
-	// Resolvers, if any, take the place of those of resolv.conf everywhere; its Log
-	// is this one's.
+	// DNS is how names are looked up for tasks whose rules have names. Its Log is
+	// this one's.
 	DNS names.Config
+
+	// Resolvers, if there are any, are asked for tasks in every network namespace,
+	// from the engine's own, in place of those of resolv.conf.
+	Resolvers []netip.AddrPort
 
 	Sizes   loader.Sizes  // of the kernel's maps
 	Drain   time.Duration // how long Drain waits when not told; 5 s when zero

@@ -33,6 +33,7 @@ type fixture struct {
 	cfg       Config
 	engine    *Engine
 	near, far *netns.Handle
+	home      *netns.Handle // in which the engine opens; nil is the test's own
 }
 
 func newFixture(t *testing.T, change ...func(*Config)) *fixture {
@@ -52,6 +53,9 @@ func newFixture(t *testing.T, change ...func(*Config)) *fixture {
 	}
 	f.near, f.far = newNamespace(t), newNamespace(t)
 	f.join()
+	if len(f.cfg.Resolvers) > 0 {
+		f.home = f.far // from where they can be asked
+	}
 	t.Cleanup(f.unload)
 	return f
 }
@@ -66,12 +70,20 @@ func (w testWriter) Write(line []byte) (int, error) {
 
 func (f *fixture) open() *Engine {
 	f.t.Helper()
-	e, err := Open(f.t.Context(), f.cfg)
+	open := func() (err error) {
+		f.engine, err = Open(f.t.Context(), f.cfg)
+		return err
+	}
+	err := error(nil)
+	if f.home != nil {
+		err = f.home.Do(open)
+	} else {
+		err = open()
+	}
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	f.engine = e
-	return e
+	return f.engine
 }
 
 // reopen is a restart of the engine.

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"fmt"
 	"math/big"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -91,6 +93,11 @@ func (f *fixture) network(zone map[string]string) (near *netns.Handle) {
 	return other.near
 }
 
+// withResolver names a resolver, which serveNames makes answer.
+func withResolver(c *Config) {
+	c.Resolvers = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:53")}
+}
+
 // serveNames answers DNS at 192.0.2.2 in the fixture's own far namespace.
 func (f *fixture) serveNames(zone map[string]string) {
 	f.t.Helper()
@@ -154,7 +161,7 @@ func TestNamesInTwoNamespaces(t *testing.T) {
 
 // A task that has not been seen in a namespace before says so by entering.
 func TestNamesWhereAProcessEnters(t *testing.T) {
-	f := newFixture(t, func(c *Config) { c.DNS.Resolvers = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:53")} })
+	f := newFixture(t, withResolver)
 	e := f.open()
 	f.serveNames(map[string]string{"api.good.test.": "192.0.2.2"})
 	task := f.begin(client.BeginRequest{ID: "t", Allow: []string{"api.good.test:443"}})
@@ -171,7 +178,7 @@ func TestNamesWhereAProcessEnters(t *testing.T) {
 
 // One that was not announced is noticed when its first question is refused.
 func TestNamesWhereNobodyWasExpected(t *testing.T) {
-	f := newFixture(t, func(c *Config) { c.DNS.Resolvers = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:53")} })
+	f := newFixture(t, withResolver)
 	f.open()
 	f.serveNames(map[string]string{"api.good.test.": "192.0.2.2"})
 	task := f.begin(client.BeginRequest{ID: "t", Allow: []string{"api.good.test:443"}})
@@ -209,6 +216,116 @@ func TestResolverOfTheTasksOwn(t *testing.T) {
 	f.begin(client.BeginRequest{ID: "u", Allow: []string{"api.good.test:443"}, Cgroup: other.Path()})
 	q.want("ok [198.51.100.7]", "lookup api.good.test")
 	f.end("u")
+}
+
+// impersonate makes a network of the namespace in which every DNS server answers,
+// with addr: packets that no socket sends.
+func impersonate(addr string) error {
+	tun := &netlink.Tuntap{
+		LinkAttrs: netlink.LinkAttrs{Name: "tun0"}, Mode: netlink.TUNTAP_MODE_TUN, Flags: netlink.TUNTAP_NO_PI, Queues: 1, NonPersist: true,
+	}
+	if err := netlink.LinkAdd(tun); err != nil {
+		return err
+	}
+	own, err := netlink.ParseAddr("192.0.2.1/24")
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"lo", "tun0"} {
+		link, err := netlink.LinkByName(name)
+		if err == nil && name == "tun0" {
+			err = netlink.AddrAdd(link, own)
+		}
+		if err == nil {
+			err = netlink.LinkSetUp(link)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	go func() {
+		for packet := make([]byte, 4096); ; {
+			n, err := tun.Fds[0].Read(packet)
+			if err != nil {
+				return
+			}
+			if answer := forge(packet[:n], addr); answer != nil {
+				tun.Fds[0].Write(answer)
+			}
+		}
+	}()
+	return nil
+}
+
+// forge answers a DNS question in an IPv4 packet.
+func forge(packet []byte, addr string) []byte {
+	const ip, udp = 20, 8
+	q := new(dns.Msg)
+	if len(packet) < ip+udp || packet[0] != 0x45 || packet[9] != unix.IPPROTO_UDP || q.Unpack(packet[ip+udp:]) != nil {
+		return nil
+	}
+	r := new(dns.Msg).SetReply(q)
+	if q.Question[0].Qtype == dns.TypeA {
+		header := dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}
+		r.Answer = append(r.Answer, &dns.A{Hdr: header, A: net.ParseIP(addr)})
+	}
+	payload, err := r.Pack()
+	if err != nil {
+		return nil
+	}
+	made := append(slices.Clone(packet[:ip+udp]), payload...)
+	copy(made[12:], packet[16:20])
+	copy(made[16:], packet[12:16])
+	copy(made[20:], packet[22:24])
+	copy(made[22:], packet[20:22])
+	binary.BigEndian.PutUint16(made[2:], uint16(len(made)))
+	binary.BigEndian.PutUint16(made[24:], uint16(udp+len(payload)))
+	made[10], made[11], made[26], made[27] = 0, 0, 0, 0
+	sum := uint32(0)
+	for at := 0; at < ip; at += 2 {
+		sum += uint32(binary.BigEndian.Uint16(made[at:]))
+	}
+	sum = sum>>16 + sum&0xffff
+	binary.BigEndian.PutUint16(made[10:], ^uint16(sum>>16+sum))
+	return made
+}
+
+// A task answers in a network of its own whatever is asked there: nothing is.
+func TestUpstreamInANamespaceOfTheTasksOwn(t *testing.T) {
+	for what, c := range map[string]struct {
+		change func(*Config)
+		allow  []string
+	}{
+		"configured":        {withResolver, []string{"api.good.test:443"}},
+		"trusted by a rule": {func(*Config) {}, []string{"api.good.test:443", "udp://192.0.2.2:53"}},
+		"both":              {withResolver, []string{"api.good.test:443", "192.0.2.2:53", "udp://192.0.2.2:53"}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			f := newFixture(t, c.change)
+			f.home = f.far
+			e := f.open()
+			f.serveNames(map[string]string{"api.good.test.": "198.51.100.7"})
+			dir := newCgroup(t)
+			p := f.startOutcast(dir.Path())
+			p.want("ok", "impersonate 198.51.100.66")
+			p.want("ok [198.51.100.66]", "lookup api.good.test 192.0.2.2:53") // without a guard
+			f.begin(client.BeginRequest{ID: "t", Allow: c.allow, Cgroup: dir.Path()})
+			got := ""
+			eventually(t, "there is an answer", func() bool {
+				got = p.do("lookup api.good.test 192.0.2.2:53")
+				return strings.HasPrefix(got, "ok")
+			})
+			if got != "ok [198.51.100.7]" {
+				t.Errorf("answer %q, want that of the resolver", got)
+			}
+			for _, owner := range e.maps.Rules.Owners() {
+				if names := e.maps.Rules.LearnedNames(owner, netip.MustParseAddr("198.51.100.66")); len(names) > 0 {
+					t.Errorf("a forged address was learned for %s", names)
+				}
+			}
+			f.end("t")
+		})
+	}
 }
 
 // Who made a user namespace arranges what is in it.
@@ -260,7 +377,7 @@ func TestReadResolvers(t *testing.T) {
 
 // A grant without TLS reaches where the policy wants TLS.
 func TestGrantWithoutTLS(t *testing.T) {
-	f := newFixture(t, func(c *Config) { c.DNS.Resolvers = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:53")} })
+	f := newFixture(t, withResolver)
 	e := f.open()
 	s := f.serve(true)
 	port := netip.MustParseAddrPort(s.addr).Port()
@@ -286,10 +403,8 @@ func TestGrantWithoutTLS(t *testing.T) {
 
 func TestLearnedAddressesExpire(t *testing.T) {
 	f := newFixture(t, func(c *Config) {
-		c.DNS = names.Config{
-			Resolvers: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:53")},
-			MinTTL:    time.Second, MaxTTL: time.Second,
-		}
+		withResolver(c)
+		c.DNS = names.Config{MinTTL: time.Second, MaxTTL: time.Second}
 	})
 	e := f.open()
 	f.serveNames(map[string]string{"api.good.test.": "192.0.2.2", "db.good.test.": "192.0.2.77"})
@@ -321,7 +436,7 @@ func TestLearnedAddressesExpire(t *testing.T) {
 }
 
 func TestLearnedAddressesSurviveARestart(t *testing.T) {
-	f := newFixture(t, func(c *Config) { c.DNS.Resolvers = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.2:53")} })
+	f := newFixture(t, withResolver)
 	f.open()
 	f.serveNames(map[string]string{"api.good.test.": "192.0.2.2", "www.granted.test.": "192.0.2.2"})
 	f.serveTLS("192.0.2.2:443")

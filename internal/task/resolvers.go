@@ -14,6 +14,7 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
+	"agentguard.dev/agentguard/internal/names"
 	"agentguard.dev/agentguard/internal/netns"
 )
 
@@ -23,38 +24,32 @@ const (
 	dnsPort       = 53
 )
 
-// resolversIn are the resolvers to be trusted in a namespace: those that the
-// file system of a process there names. The engine's own file speaks for its own
-// namespace. Of others nothing is believed that a task could have arranged.
-func (e *Engine) resolversIn(t *task, id netns.ID) []netip.AddrPort {
-	if len(e.cfg.DNS.Resolvers) > 0 {
-		return e.cfg.DNS.Resolvers
-	}
-	if id == e.spaces.home.ID() {
-		return e.homeResolvers()
-	}
-	ns, ok := e.spaces.take(id)
-	if !ok {
-		return nil
-	}
-	defer e.spaces.release(id)
-	for _, proc := range e.processesIn(t, id) {
-		if !arrangedByHost(ns, proc) {
-			continue
-		}
-		if found, err := readResolvers(proc + "/root"); err == nil {
-			return found
+// upstreamOf says who answers questions that are asked in ns: where the host has
+// arranged it, the resolvers that the file system of a process there names. Who
+// administers a namespace can answer in place of any resolver that is asked from
+// it. So all that comes from elsewhere, such as the configuration, is asked from
+// the engine's own, whose resolvers serve where a task could have arranged things.
+func (e *Engine) upstreamOf(t *task, ns *netns.Handle) names.Upstream {
+	if ns != e.spaces.home && len(e.cfg.Resolvers) == 0 {
+		for _, proc := range e.processesIn(t, ns.ID()) {
+			if !arrangedByHost(ns, proc) {
+				continue
+			}
+			found, err := readResolvers(proc + "/root")
+			// Once more: it may have made a file system of its own just before.
+			if err == nil && arrangedByHost(ns, proc) {
+				return names.Upstream{From: ns, Resolvers: found}
+			}
 		}
 	}
-	return nil
-}
-
-func (e *Engine) homeResolvers() []netip.AddrPort {
-	found, err := readResolvers("/")
-	if err != nil {
-		e.log.Warn("names cannot be looked up", "err", err)
+	found := e.cfg.Resolvers
+	if len(found) == 0 {
+		var err error
+		if found, err = readResolvers("/"); err != nil {
+			e.log.Warn("names cannot be looked up", "err", err)
+		}
 	}
-	return found
+	return names.Upstream{From: e.spaces.home, Resolvers: found}
 }
 
 // processesIn are directories in /proc of processes that have to do with t and

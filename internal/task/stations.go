@@ -30,10 +30,10 @@ type stations struct {
 	mu   sync.Mutex
 	open map[netns.ID]*station
 
-	// trusted are the resolvers of each, by cookie. Whoever answers a question
-	// reads it, and closing a station waits for that with mu held.
-	trusting sync.RWMutex
-	trusted  map[uint64][]netip.AddrPort
+	// upstreams are those of each, by cookie. Whoever answers a question reads it,
+	// and closing a station waits for that with mu held.
+	trusting  sync.RWMutex
+	upstreams map[uint64]names.Upstream
 }
 
 type station struct {
@@ -43,8 +43,8 @@ type station struct {
 }
 
 // use opens the station of a namespace for a task, if that has not been done.
-// resolvers is asked for the resolvers to be trusted in it when it is new.
-func (s *stations) use(number uint32, id netns.ID, resolvers func() []netip.AddrPort) error {
+// upstreamOf is asked who answers there when it is new.
+func (s *stations) use(number uint32, id netns.ID, upstreamOf func(*netns.Handle) names.Upstream) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.open[id]
@@ -54,7 +54,7 @@ func (s *stations) use(number uint32, id netns.ID, resolvers func() []netip.Addr
 			return nil // its last process is gone
 		}
 		st = &station{ns: ns, users: make(map[uint32]struct{})}
-		if err := s.listen(st, resolvers()); err != nil {
+		if err := s.listen(st, upstreamOf(ns)); err != nil {
 			s.spaces.release(id)
 			return err
 		}
@@ -65,8 +65,8 @@ func (s *stations) use(number uint32, id netns.ID, resolvers func() []netip.Addr
 }
 
 // listen makes st work, or leaves nothing behind.
-func (s *stations) listen(st *station, resolvers []netip.AddrPort) (err error) {
-	if st.ports.DNS, err = s.names.Listen(st.ns, resolvers); err != nil {
+func (s *stations) listen(st *station, upstream names.Upstream) (err error) {
+	if st.ports.DNS, err = s.names.Listen(st.ns, upstream); err != nil {
 		return fmt.Errorf("answer DNS for tasks: %w", err)
 	}
 	if st.ports.HTTP, err = s.relay.Listen(st.ns); err != nil {
@@ -78,7 +78,7 @@ func (s *stations) listen(st *station, resolvers []netip.AddrPort) (err error) {
 		s.relay.Leave(st.ns.ID())
 		return err
 	}
-	s.trust(st.ns.Cookie(), resolvers)
+	s.trust(st.ns.Cookie(), upstream)
 	return nil
 }
 
@@ -106,7 +106,7 @@ func (s *stations) shut(id netns.ID, st *station) {
 	}
 	s.names.Leave(id)
 	s.relay.Leave(id)
-	s.trust(st.ns.Cookie(), nil)
+	s.trust(st.ns.Cookie(), names.Upstream{})
 	s.spaces.release(id)
 	delete(s.open, id)
 }
@@ -121,42 +121,43 @@ func (s *stations) close() {
 	s.relay.Close()
 }
 
-// trust sets the resolvers of a namespace; none forgets it.
-func (s *stations) trust(cookie uint64, resolvers []netip.AddrPort) {
+// trust sets who answers in a namespace; the zero upstream forgets it.
+func (s *stations) trust(cookie uint64, upstream names.Upstream) {
 	s.trusting.Lock()
 	defer s.trusting.Unlock()
-	if resolvers == nil {
-		delete(s.trusted, cookie)
+	if upstream.From == nil {
+		delete(s.upstreams, cookie)
 		return
 	}
-	s.trusted[cookie] = resolvers
+	s.upstreams[cookie] = upstream
 }
 
-// trusts says whether a resolver is one of the namespace's.
-func (s *stations) trusts(cookie uint64, resolver netip.AddrPort) bool {
+func (s *stations) upstream(cookie uint64) names.Upstream {
 	s.trusting.RLock()
 	defer s.trusting.RUnlock()
-	return slices.Contains(s.trusted[cookie], resolver)
+	return s.upstreams[cookie]
 }
 
-// retrust changes the resolvers of a namespace that has a station.
-func (s *stations) retrust(id netns.ID, resolvers []netip.AddrPort) error {
+// trusts says whether a resolver is one of those that answer in the namespace.
+func (s *stations) trusts(cookie uint64, resolver netip.AddrPort) bool {
+	return slices.Contains(s.upstream(cookie).Resolvers, resolver)
+}
+
+// retrust changes the resolvers that are asked from a namespace.
+func (s *stations) retrust(from *netns.Handle, resolvers []netip.AddrPort) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := s.open[id]
-	if st == nil {
-		return nil
+	for _, st := range s.open {
+		upstream := s.upstream(st.ns.Cookie())
+		if upstream.From != from || slices.Equal(upstream.Resolvers, resolvers) {
+			continue
+		}
+		upstream.Resolvers = resolvers
+		if _, err := s.names.Listen(st.ns, upstream); err != nil {
+			return err
+		}
+		s.trust(st.ns.Cookie(), upstream)
 	}
-	s.trusting.RLock()
-	same := slices.Equal(s.trusted[st.ns.Cookie()], resolvers)
-	s.trusting.RUnlock()
-	if same {
-		return nil
-	}
-	if _, err := s.names.Listen(st.ns, resolvers); err != nil {
-		return err
-	}
-	s.trust(st.ns.Cookie(), resolvers)
 	return nil
 }
 
@@ -193,7 +194,7 @@ func (e *Engine) openStations() error {
 	}
 	e.stations = &stations{
 		names: resolver, relay: relay.New(relay.Config{Log: e.log}, relaySide{e}), kernel: e.maps.Stations, spaces: e.spaces, log: e.log,
-		open: make(map[netns.ID]*station), trusted: make(map[uint64][]netip.AddrPort),
+		open: make(map[netns.ID]*station), upstreams: make(map[uint64]names.Upstream),
 	}
 	return nil
 }
@@ -211,7 +212,7 @@ func (e *Engine) station(t *task) error {
 func (e *Engine) stationFor(t *task) error {
 	var errs []error
 	for _, id := range append(t.spaces(), e.spaces.home.ID()) {
-		errs = append(errs, e.stations.use(t.number, id, func() []netip.AddrPort { return e.resolversIn(t, id) }))
+		errs = append(errs, e.stations.use(t.number, id, func(ns *netns.Handle) names.Upstream { return e.upstreamOf(t, ns) }))
 	}
 	return errors.Join(errs...)
 }
@@ -223,16 +224,17 @@ func (t *task) hasNames() bool {
 	return t.kernel.Names && t.state != client.TaskEnded
 }
 
-// followResolvers takes up a change of the engine's own resolv.conf.
+// followResolvers takes up a change of the engine's own resolv.conf, everywhere
+// where it counts.
 func (e *Engine) followResolvers() {
-	if len(e.cfg.DNS.Resolvers) > 0 || e.stations.count() == 0 {
+	if len(e.cfg.Resolvers) > 0 || e.stations.count() == 0 {
 		return
 	}
 	found, err := readResolvers("/")
 	if err != nil {
 		return // just being replaced, or gone: the last ones stand
 	}
-	if err := e.stations.retrust(e.spaces.home.ID(), found); err != nil {
+	if err := e.stations.retrust(e.spaces.home, found); err != nil {
 		e.log.Error("take up a change of resolv.conf", "err", err)
 	}
 }

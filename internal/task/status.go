@@ -4,13 +4,13 @@ package task
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"agentguard.dev/agentguard/client"
 	"agentguard.dev/agentguard/internal/loader"
-	"agentguard.dev/agentguard/internal/names"
 )
 
 // Status is the engine's account of itself.
@@ -112,20 +112,20 @@ func (e *Engine) guards() []string {
 // Doctor says which protections this kernel has, and whether the engine's files
 // are its own.
 func (e *Engine) Doctor() []client.Check {
-	return append(Probe(e.cfg.DNS), checkPrivate("state directory", e.cfg.StateDir))
+	return append(Probe(e.cfg.Resolvers), checkPrivate("state directory", e.cfg.StateDir))
 }
 
 // Probe says which protections this kernel has, and what rules with names come
 // to on this machine.
-func Probe(config names.Config) []client.Check {
-	return append(loader.Probe(), checkResolvers(config))
+func Probe(resolvers []netip.AddrPort) []client.Check {
+	return append(loader.Probe(), checkResolvers(resolvers))
 }
 
 // checkResolvers says who is asked for names. Without resolvers, rules with
 // names allow nothing; others are not affected.
-func checkResolvers(config names.Config) client.Check {
+func checkResolvers(servers []netip.AddrPort) client.Check {
 	c := client.Check{Name: "names", OK: true}
-	servers, from := config.Resolvers, "the configuration"
+	from := "the configuration"
 	if len(servers) == 0 {
 		var err error
 		from = "/etc/resolv.conf"
