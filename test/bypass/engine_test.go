@@ -36,7 +36,8 @@ func newGuard(t *testing.T, l *lab) guard {
 		PinDir:            filepath.Join("/sys/fs/bpf", filepath.Base(dir.Path())),
 		Cgroup:            dir.Path(),
 		TrustedNamespaces: []string{fmt.Sprintf("/proc/self/fd/%d", l.host.FD())},
-		DNS:               names.Config{Resolvers: []netip.AddrPort{at(resolver4, dnsPort)}, MinTTL: time.Second},
+		DNS:               names.Config{MinTTL: time.Second},
+		Resolvers:         []netip.AddrPort{at(resolver4, dnsPort)},
 		Log:               slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	g := &engineGuard{dir: dir}
