@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -20,6 +21,13 @@ var ErrNoName = errors.New("no such named destination")
 // grace is for how long after its last flow could begin an address still counts
 // as one of its name: a ClientHello comes after the connect that was allowed.
 const grace = uint64(30 * time.Second)
+
+// ErrTooMany says that an owner's names have as many addresses as they may.
+var ErrTooMany = errors.New("too many addresses")
+
+// maxLearned bounds the addresses of one owner, each counted for each named
+// destination that it is one of, so that one cannot take the room of all.
+const maxLearned = 16384
 
 // Learned is an address that the resolver found for a named destination.
 type Learned struct {
@@ -38,12 +46,17 @@ type address struct {
 // Learn adds addresses of owner's named destinations, or extends their time; an
 // expiry that is no later than the one known changes nothing and costs next to
 // nothing. When it returns they are in the kernel. With an error nothing of it
-// stays behind; ErrNoName is one.
+// stays behind; ErrNoName and ErrTooMany are such.
 func (r *Rules) Learn(owner uint32, learned ...Learned) error {
+	return r.learn(owner, maxLearned, learned)
+}
+
+func (r *Rules) learn(owner uint32, most int, learned []Learned) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	o := r.owners[owner]
 	var changed []Learned
+	more := 0
 	for _, l := range learned {
 		if o == nil || o.named[l.Number] == nil {
 			return fmt.Errorf("learn %s for owner %d: %w", l.Addr, owner, ErrNoName)
@@ -51,10 +64,16 @@ func (r *Rules) Learn(owner uint32, learned ...Learned) error {
 		l.Addr = as16(l.Addr)
 		if !o.knows(l) {
 			changed = append(changed, l)
+			if _, ok := find(o.addrs[l.Addr], l.Number); !ok {
+				more++
+			}
 		}
 	}
 	if len(changed) == 0 {
 		return nil
+	}
+	if more > 0 && o.count()+more > most {
+		return fmt.Errorf("%w for these names: %d are kept until their time is over", ErrTooMany, most)
 	}
 	touched := make([]addrKey, len(changed))
 	for i, l := range changed {
@@ -100,7 +119,8 @@ const chunk = 256
 // part of it may be there.
 func (r *Rules) Inherit(from, to uint32) error {
 	for learned := range slices.Chunk(r.legacy(from, to), chunk) {
-		if err := r.Learn(to, learned...); err != nil {
+		// A policy must not fail for what its predecessor has learned.
+		if err := r.learn(to, math.MaxInt, learned); err != nil {
 			return err
 		}
 	}

@@ -212,6 +212,48 @@ func TestLearn(t *testing.T) {
 	expectEmpty(t, m)
 }
 
+// One owner has room for so many addresses; those that it knows live on.
+func TestLearnedAddressesOfAnOwnerAreBounded(t *testing.T) {
+	s := open(t, kernelMaps(t, nil))
+	c := named(t, input(t, 16, 0, policy.Unset, "*.test:443"))
+	more := named(t, input(t, 16, 0, policy.Unset, "*.test:443"), input(t, 17, 0, policy.Unset, "a.test:22"))
+	for owner, c := range map[uint32]policy.Compiled{1: c, 2: c, 3: more} {
+		if err := s.Rules.Replace(owner, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	number := c.Named[0].Number
+	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}) }
+	for i := 0; i < maxLearned; i += 64 {
+		var l []Learned
+		for j := range 64 {
+			l = append(l, Learned{number, addr(i + j), 500})
+		}
+		if err := s.Rules.Learn(1, l...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := s.Rules.Learn(1, Learned{number, addr(0), 600}, Learned{number, addr(maxLearned), 600})
+	if !errors.Is(err, ErrTooMany) || s.Rules.Learned(1) != maxLearned {
+		t.Errorf("one more: %v, and %d are learned", err, s.Rules.Learned(1))
+	}
+	if err := s.Rules.Learn(1, Learned{number, addr(0), 600}); err != nil {
+		t.Errorf("one that is known: %v", err)
+	}
+	if err := s.Rules.Learn(2, Learned{number, addr(0), 600}); err != nil {
+		t.Errorf("another owner: %v", err)
+	}
+	if err := s.Rules.Inherit(1, 3); err != nil || s.Rules.Learned(3) < maxLearned {
+		t.Errorf("inherited %d, %v", s.Rules.Learned(3), err)
+	}
+	if n, err := s.Rules.Expire(550, 0); err != nil || n == 0 {
+		t.Errorf("expired %d, %v", n, err)
+	}
+	if err := s.Rules.Learn(1, Learned{number, addr(maxLearned), 600}); err != nil {
+		t.Errorf("when there is room again: %v", err)
+	}
+}
+
 func expectEmpty(t *testing.T, m *bpf.GuardMaps) {
 	t.Helper()
 	for _, each := range []*ebpf.Map{m.Hosts, m.Prefixes, m.Names, m.Learned} {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
+
+	"agentguard.dev/agentguard/internal/policy"
 )
 
 func addrs(of ...string) []netip.Addr {
@@ -56,7 +58,8 @@ var zoneOfUnbound = []string{
 
 func many(n int) (lines []string) {
 	for i := range n {
-		lines = append(lines, fmt.Sprintf(`local-data: "many.good.test. 300 IN A 198.18.%d.%d"`, i/250, i%250+1))
+		lines = append(lines, fmt.Sprintf(`local-data: "many.good.test. 300 IN A 198.18.%d.%d"`, i/250, i%250+1),
+			fmt.Sprintf(`local-data: "many.good.test. 300 IN TXT %03d"`, i))
 	}
 	return lines
 }
@@ -264,14 +267,47 @@ func TestEdnsOnlyToThoseWhoSpeakIt(t *testing.T) {
 	}
 }
 
-func TestTruncation(t *testing.T) {
+// More addresses than the kernel is to learn of one name are not shown either.
+func TestAddressesOfOneAnswerAreBounded(t *testing.T) {
 	l := unboundLab(t, Config{})
-	whole := l.askBy(t, "tcp", "many.good.test", dns.TypeA)
+	for _, network := range []string{"tcp", "udp"} { // from upstream, and from the cache
+		reply := l.askBy(t, network, "many.good.test", dns.TypeA)
+		var shown []netip.Addr
+		for _, rr := range reply.Answer {
+			addr, _ := netip.AddrFromSlice(rr.(*dns.A).A.To4())
+			shown = append(shown, addr)
+		}
+		if learned := l.lessons(); len(shown) != maxAddrs || len(learned) != 1 || !slices.Equal(learned[0].addrs, shown) {
+			t.Errorf("%d of 400 addresses were shown, want %d; learned %v", len(shown), maxAddrs, learned)
+		}
+	}
+}
+
+// The end of what is left of a cached answer is no time to connect in.
+func TestLearnedForTheFloorAtLeast(t *testing.T) {
+	st, q := offline(t, newTown("*.good.test"), Config{})
+	w := st.server.authority.(*town)
+	now := time.Now()
+	a, err := digest(q, &dns.Msg{Answer: says(t, "api.good.test. 300 IN A 192.0.2.1")}, defaultMinTTL, defaultMaxTTL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.upstream, a.expires = upstream, now.Add(2*time.Second)
+	st.server.cache.put(cacheKey{st.ns.Cookie(), upstream, q}, a, now)
+	e, ok := st.receive(policy.UDP, upstream, packed(t, new(dns.Msg).SetQuestion("api.good.test.", dns.TypeA)))
+	if !ok || !e.now() {
+		t.Fatal("no answer from the cache")
+	}
+	if learned := w.lessons(); len(learned) != 1 || learned[0].ttl != defaultMinTTL || e.reply.ttl > 2 {
+		t.Errorf("learned %v, shown for %d s; want %v and what is left", learned, e.reply.ttl, defaultMinTTL)
+	}
+}
+
+func TestTruncation(t *testing.T) {
+	l := unboundLab(t, Config{Types: []string{"TXT"}})
+	whole := l.askBy(t, "tcp", "many.good.test", dns.TypeTXT)
 	if len(whole.Answer) != 400 || whole.Truncated {
 		t.Fatalf("%d answers by TCP, truncated %v, want 400", len(whole.Answer), whole.Truncated)
-	}
-	if learned := l.lessons(); len(learned) != 1 || len(learned[0].addrs) != 400 {
-		t.Errorf("learned %v, want all 400", learned)
 	}
 	for _, tt := range []struct {
 		edit func(*dns.Msg)
@@ -282,7 +318,7 @@ func TestTruncation(t *testing.T) {
 		{func(m *dns.Msg) { m.IsEdns0().SetUDPSize(1232) }, 1232},
 		{func(m *dns.Msg) { m.IsEdns0().SetUDPSize(65535) }, maxSize},
 	} {
-		m := new(dns.Msg).SetQuestion("many.good.test.", dns.TypeA)
+		m := new(dns.Msg).SetQuestion("many.good.test.", dns.TypeTXT)
 		m.SetEdns0(1232, false)
 		tt.edit(m)
 		wire := l.raw(t, packed(t, m))

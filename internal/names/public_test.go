@@ -89,3 +89,14 @@ func TestPublic(t *testing.T) {
 		}
 	}
 }
+
+func TestLinkLocal(t *testing.T) {
+	for addr, want := range map[string]bool{
+		"169.254.169.254": true, "::ffff:169.254.169.254": true, "fe80::1": true, "64:ff9b::169.254.169.254": true, "2002:a9fe:a9fe::1": true,
+		"169.253.0.1": false, "10.0.0.1": false, "fd00::1": false, "64:ff9b::10.0.0.1": false, "2001:db8::1": false,
+	} {
+		if got := LinkLocal(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("LinkLocal(%s) = %v, want %v", addr, got, want)
+		}
+	}
+}

@@ -321,7 +321,7 @@ func TestForgedAnswersAreIgnored(t *testing.T) {
 func TestUpstreamByTCPWhereTruncated(t *testing.T) {
 	l := newLab(t, newTown("good.test"), Config{})
 	var rrs []dns.RR
-	for i := range 500 {
+	for i := range maxAddrs {
 		rrs = append(rrs, &dns.A{Hdr: header("good.test.", dns.TypeA), A: net.IPv4(198, 18, byte(i/250), byte(i%250))})
 	}
 	impolite(t, l.ns, upstream, func(w dns.ResponseWriter, m *dns.Msg) {
@@ -334,7 +334,7 @@ func TestUpstreamByTCPWhereTruncated(t *testing.T) {
 	})
 	reply := l.askBy(t, "tcp", "good.test", dns.TypeA)
 	if got, want := show(reply.Answer), show(rrs); got != want {
-		t.Errorf("%d answers, want 500 in the order of upstream", len(reply.Answer))
+		t.Errorf("%d answers, want %d in the order of upstream", len(reply.Answer), maxAddrs)
 	}
 }
 
