@@ -54,7 +54,7 @@ test-deps: ## install what the tests need, fetch the kernels
 .PHONY: test
 test: test-deps verify lint ## everything: on this machine, then on each kernel in a virtual machine
 	@[ "$$(id -u)" = 0 ] || { echo "make test: the kernel tests need root" >&2; exit 1; }
-	$(GO) test -json -count=1 -p=1 -timeout=25m ./... | $(GO) run ./test/report
+	$(GO) test -json -count=1 -p=1 -timeout=45m ./... | $(GO) run ./test/report
 
 .PHONY: test-host
 test-host: ## as test, on this machine alone: make test-host PKG=./internal/...
