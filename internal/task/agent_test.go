@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -123,7 +125,9 @@ const (
 
 // obey knows: dial NAME ADDR, write NAME DATA, read NAME, flood NAME,
 // close NAME, hello NAME SNI (a TLS handshake), lookup HOST (at a SERVER, if there is
-// another word), answer ADDR (as a DNS server), impersonate ADDR (whoever is asked).
+// another word), answer ADDR (as a DNS server), impersonate ADDR (whoever is asked),
+// unshare N (threads, into a network namespace each), udp ADDR (connect, but send
+// nothing), send ADDR (a datagram, without a connect).
 func obey(in io.Reader, out io.Writer) {
 	conns := make(map[string]net.Conn)
 	lines := bufio.NewScanner(in)
@@ -190,6 +194,28 @@ func obeyOne(words []string, conns map[string]net.Conn) (string, error) {
 		return fmt.Sprint(addrs), err
 	case "impersonate":
 		return "", impersonate(words[1])
+	case "udp":
+		conn, err := net.Dial("udp", words[1])
+		if err != nil {
+			return "", err
+		}
+		return "", conn.Close()
+	case "send":
+		conn, err := net.ListenUDP("udp4", nil)
+		if err != nil {
+			return "", err
+		}
+		defer conn.Close()
+		_, err = conn.WriteToUDPAddrPort([]byte("x"), netip.MustParseAddrPort(words[1]))
+		return "", err
+	case "unshare":
+		n, err := strconv.Atoi(words[1])
+		for range n {
+			if err == nil {
+				err = stray()
+			}
+		}
+		return "", err
 	case "answer":
 		return "", answerDNS("127.0.0.1:53", map[string]string{"api.good.test.": words[1]})
 	}

@@ -245,6 +245,7 @@ func (e *Engine) conclude(ctx context.Context, t *task, left *leftover, result c
 
 	e.stations.leave(t.number)
 	e.problems.set("names of "+t.id, "")
+	e.problems.set("namespaces of "+t.id, "")
 	e.stations.names.Forget(t.number)
 	for id := range spaces {
 		e.spaces.release(id)

@@ -81,7 +81,8 @@ func (e *Engine) hint(t *task, event loader.Event, r *client.Record) string {
 			return e.nameHint(t, r.Expected[0], event.Port, tlsOff)
 		}
 	case loader.ReasonQUIC:
-		if len(r.Expected) > 0 {
+		// A connect sends nothing: the C library's look-ups sort addresses by it.
+		if event.Hook != loader.HookConnect && len(r.Expected) > 0 {
 			return e.grantHint(t, fmt.Sprintf("udp://%s:%d", r.Expected[0], event.Port), tlsOff)
 		}
 	case loader.ReasonIngress:

@@ -328,6 +328,107 @@ func TestUpstreamInANamespaceOfTheTasksOwn(t *testing.T) {
 	}
 }
 
+// stray leaves a thread in a network namespace of its own.
+func stray() error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			var lo netlink.Link
+			if lo, err = netlink.LinkByName("lo"); err == nil {
+				err = netlink.LinkSetUp(lo)
+			}
+		}
+		done <- err
+		select {}
+	}()
+	return <-done
+}
+
+// However many namespaces a task makes, the engine holds so many open.
+func TestNamespacesOfATaskAreBounded(t *testing.T) {
+	f := newFixture(t, withResolver)
+	e := f.open()
+	f.serveNames(map[string]string{"api.good.test.": "198.51.100.7"})
+	dir := newCgroup(t)
+	p := f.startProcess(dir.Path())
+	f.begin(client.BeginRequest{ID: "t", Allow: []string{"api.good.test:443"}, Cgroup: dir.Path()})
+	p.want("ok", "unshare %d", maxNamespaces+10)
+	for range 2 {
+		e.discoverAll(e.tasks["t"])
+		e.spaces.mu.Lock()
+		held := len(e.spaces.inUse)
+		e.spaces.mu.Unlock()
+		if n := e.stations.count(); held != maxNamespaces || n != maxNamespaces+1 {
+			t.Errorf("%d namespaces are held and %d stations open, want %d and the engine's own", held, n, maxNamespaces)
+		}
+	}
+	if got := e.problems.list(); len(got) != 1 || !strings.Contains(got[0], "more than 64 network namespaces") {
+		t.Errorf("problems %q, want that there are too many", got)
+	}
+	p.want("ok [198.51.100.7]", "lookup api.good.test 192.0.2.2:53")
+	f.end("t")
+	if got := e.problems.list(); len(got) > 0 || e.stations.count() != 1 {
+		t.Errorf("after the end: %d stations, problems %q", e.stations.count(), got)
+	}
+}
+
+// A rule for addresses lets a name point inside as far as it allows the same.
+func TestInnerAddresses(t *testing.T) {
+	f := newFixture(t, withResolver)
+	e := f.open()
+	f.serveNames(map[string]string{
+		"web.good.test.": "10.1.2.3", "ssh.good.test.": "10.1.2.3", "time.good.test.": "10.1.2.3", "both.good.test.": "10.1.2.3", "far.good.test.": "10.9.9.9",
+		"meta.good.test.": "169.254.169.254", "link.good.test.": "169.254.1.1",
+	})
+	dir := newCgroup(t)
+	p := f.startProcess(dir.Path())
+	f.begin(client.BeginRequest{ID: "t", Cgroup: dir.Path(), Allow: []string{
+		"web.good.test:443,8443", "ssh.good.test:22", "udp://time.good.test:450", "both.good.test:443", "udp://both.good.test:123", "far.good.test:443",
+		"meta.good.test:443", "meta.good.test:80", "link.good.test:443",
+		"10.1.0.0/16:400-500", "0.0.0.0/0:80", "169.254.1.0/24:443",
+	}})
+	owner := e.tasks["t"].number
+	for name, want := range map[string]int{"web": 1, "ssh": 0, "time": 0, "both": 1, "far": 0, "meta": 0, "link": 1} {
+		before := e.maps.Rules.Learned(owner)
+		got := p.do("lookup %s.good.test 192.0.2.2:53", name)
+		learned := e.maps.Rules.Learned(owner) - before
+		if strings.HasPrefix(got, "ok") != (want > 0) || learned != want {
+			t.Errorf("%s: %s, and %d destinations have it, want %d", name, got, learned, want)
+		}
+	}
+	f.end("t")
+}
+
+// A connect that sends nothing is no attempt at QUIC.
+func TestHintsForQUIC(t *testing.T) {
+	f := newFixture(t, withResolver)
+	e := f.open()
+	f.serveNames(map[string]string{"api.good.test.": "192.0.2.2"})
+	dir := newCgroup(t)
+	p := f.startProcess(dir.Path())
+	f.begin(client.BeginRequest{ID: "t", Allow: []string{"api.good.test:443"}, Cgroup: dir.Path()})
+	p.want("ok", "lookup api.good.test 192.0.2.2:53")
+	events := e.Subscribe()
+	defer events.Close()
+	for _, c := range []struct{ order, hint string }{
+		{"udp 192.0.2.2:443", ""}, {"send 192.0.2.2:443", "agentguard task grant t 'udp://api.good.test:443' --tls off --ttl 10m"},
+	} {
+		p.want(denied, "%s", c.order)
+		for r := range events.C {
+			if r.Kind != "decision" {
+				continue
+			}
+			if r.Hint != c.hint || r.Reason != loader.ReasonQUIC.String() {
+				t.Errorf("%s: %q, hint %q; want %q", c.order, r.Reason, r.Hint, c.hint)
+			}
+			break
+		}
+	}
+	f.end("t")
+}
+
 // Who made a user namespace arranges what is in it.
 func TestArrangedByHost(t *testing.T) {
 	f := newFixture(t)

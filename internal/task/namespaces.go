@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 
+	"agentguard.dev/agentguard/client"
 	"agentguard.dev/agentguard/internal/localaddr"
 	"agentguard.dev/agentguard/internal/netns"
 )
@@ -110,6 +111,13 @@ func (e *Engine) discover(t *task, pids ...int) {
 		problem = fmt.Sprintf("names cannot be looked up for task %s: %v", t.id, err)
 	}
 	e.problems.set("names of "+t.id, problem)
+	t.mu.Lock()
+	crowded := t.crowded && t.state != client.TaskEnded
+	t.mu.Unlock()
+	if crowded {
+		e.problems.set("namespaces of "+t.id, fmt.Sprintf(
+			"task %s is in more than %d network namespaces: in the others names cannot be looked up, and denied sockets are not destroyed", t.id, maxNamespaces))
+	}
 }
 
 // discoverAll does the same for every process of the task. A cgroup that is

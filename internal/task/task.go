@@ -34,6 +34,7 @@ type task struct {
 	expiry     *entry
 	expiries   map[uint32]*entry // of grants, by rule
 	namespaces map[netns.ID]struct{}
+	crowded    bool      // there were more of them than are kept
 	counted    bool      // its counters are in the engine's totals
 	sought     time.Time // its namespaces, last
 	swept      time.Time // its sockets, because a packet was denied, last
@@ -178,11 +179,20 @@ func openSame(path string, id uint64) (*cgroup.Dir, error) {
 	return dir, nil
 }
 
-// keep holds a namespace open for the task, if that is not so already.
+// maxNamespaces bounds the network namespaces that are kept for one task: any
+// process can make more, and each costs descriptors.
+const maxNamespaces = 64
+
+// keep holds a namespace open for the task, if that is not so already. One too
+// many gets no station, and what has sockets there cannot look up names.
 func (t *task) keep(in *namespaces, id netns.ID, path string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if _, kept := t.namespaces[id]; kept || t.state == client.TaskEnded {
+		return
+	}
+	if len(t.namespaces) == maxNamespaces {
+		t.crowded = t.crowded || id != in.home.ID()
 		return
 	}
 	if in.use(id, path) {
