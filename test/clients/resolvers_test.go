@@ -33,24 +33,24 @@ func (p *product) resolvers(t *testing.T) {
 	}
 }
 
-// Records of all kinds and sizes come through.
+// Records of all kinds come through, and of addresses as many as one answer may have.
 func (p *product) records(t *testing.T) {
 	needs(t, "dig")
 	for _, tt := range []struct{ args, want string }{
 		{"+short AAAA six.good.test", "2001:db8:ffff::10\n"},
 		{"+short alias.good.test", "a.cdn.test.\nb.cdn.test.\n198.18.0.11\n"},
 		{"+short HTTPS https.good.test", "1 . alpn=\"h2\"\n"},
-		{"+notcp +ignore many.good.test", "flags: qr tc rd ra"},
-		{"many.good.test", "(TCP)"},
-		{"many.good.test", "ANSWER: 400,"},
+		{"+bufsize=512 +ignore many.good.test", "flags: qr tc rd ra"},
+		{"+bufsize=512 many.good.test", "(TCP)"},
+		{"many.good.test", "ANSWER: 64,"},
 	} {
 		p.want(t, tt.want, append([]string{"dig"}, strings.Fields(tt.args)...)...)
 	}
 	t.Run("C library", func(t *testing.T) {
 		needs(t, "getent")
-		r := p.want(t, "198.18.8.1 ", "getent", "ahostsv4", "many.good.test")
-		if n := strings.Count(r.out, "STREAM"); n != 400 {
-			t.Errorf("%d addresses of 400", n)
+		r := p.want(t, "198.18.", "getent", "ahostsv4", "many.good.test")
+		if n := strings.Count(r.out, "STREAM"); n != 64 {
+			t.Errorf("%d addresses of 64", n)
 		}
 		for _, host := range []string{"six.good.test", "both.good.test"} {
 			p.want(t, "2001:db8:ffff::10", "getent", "ahosts", host)
@@ -61,12 +61,12 @@ func (p *product) records(t *testing.T) {
 	})
 	t.Run("Python", func(t *testing.T) {
 		needs(t, "python3")
-		p.want(t, "400", "python3", "-c", "import socket; print(len(set(a[4][0] for a in socket.getaddrinfo('many.good.test', 443))))")
+		p.want(t, "64\n", "python3", "-c", "import socket; print(len(set(a[4][0] for a in socket.getaddrinfo('many.good.test', 443))))")
 	})
 	t.Run("Node", func(t *testing.T) {
 		needs(t, "node")
 		for _, tt := range []struct{ call, want string }{
-			{"resolve4('many.good.test').then(a => a.length)", "400"},
+			{"resolve4('many.good.test').then(a => a.length)", "64\n"},
 			{"resolve6('six.good.test')", `["2001:db8:ffff::10"]`},
 			{"lookup('api.good.test').then(a => a.address)", `"` + siteAddr + `"`},
 			{"resolve4('www.evil.test').catch(e => e.code)", `"ENOTFOUND"`},
