@@ -18,7 +18,7 @@ type FoldOptions struct {
 }
 
 // Fold makes few records of many equal decisions. The first passes at once.
-// Equal ones (kind, task, verdict, reason, destination, name) that come within the window
+// Equal ones (kind, task, verdict, reason, destination, name, hint) that come within the window
 // are only counted, and at its end make one record, whose Count is their number
 // and whose other fields are the last one's; while they keep coming there is one
 // such record a window. So the sum of Count, an absent one taken as 1, is the
@@ -42,7 +42,7 @@ type foldTask struct{ task, kind string }
 
 type foldKey struct {
 	foldTask
-	verdict, reason, dest, name, asked string
+	verdict, reason, dest, name, asked, hint string
 	rest                               bool // everything beyond MaxTask
 }
 
@@ -75,7 +75,7 @@ func (f *Fold) Add(now time.Time, r client.Record) []client.Record {
 		return append(out, r)
 	}
 	whose := foldTask{r.Task, r.Kind}
-	key := foldKey{foldTask: whose, verdict: r.Verdict, reason: r.Reason, dest: r.Dest, name: r.Name, asked: r.Type}
+	key := foldKey{foldTask: whose, verdict: r.Verdict, reason: r.Reason, dest: r.Dest, name: r.Name, asked: r.Type, hint: r.Hint}
 	if f.count(key, r) {
 		return out
 	}
