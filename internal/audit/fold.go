@@ -43,7 +43,7 @@ type foldTask struct{ task, kind string }
 type foldKey struct {
 	foldTask
 	verdict, reason, dest, name, asked, hint string
-	rest                               bool // everything beyond MaxTask
+	rest                                     bool // everything beyond MaxTask
 }
 
 type folded struct {
