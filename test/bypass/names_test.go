@@ -191,7 +191,7 @@ func byNames() []control {
 			addr, err := a.lookUp("good.test.")
 			return errors.Join(err, exchange("tcp", at(addr, allowedPort).String(), 5, 100)(a))
 		}},
-		{name: "rebind-rule", what: "a name that leads inside, to where a rule for addresses leads as well", allow: []string{"private.rebind.test:443", "10.0.0.0/24:22"}, policy: []string{"tls: off"}, try: func(a *attempt) error {
+		{name: "rebind-rule", what: "a name that leads inside, to where a rule for addresses leads as well", allow: []string{"private.rebind.test:443", "10.0.0.0/24:443"}, policy: []string{"tls: off"}, try: func(a *attempt) error {
 			addr, err := a.lookUp("private.rebind.test.")
 			return errors.Join(err, exchange("tcp", at(addr, allowedPort).String(), 5, 100)(a))
 		}},
