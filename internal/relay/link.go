@@ -38,9 +38,9 @@ type link struct {
 	serving atomic.Bool            // a request is with the handler
 	refused atomic.Bool
 	broken  atomic.Bool // the task's side did not end but was reset
-	taken   bool   // from the HTTP server, for a WebSocket
-	seen    []byte // what was read since the last request, its beginning
-	head    []byte // the same of the request being parsed
+	taken   bool        // from the HTTP server, for a WebSocket
+	seen    []byte      // what was read since the last request, its beginning
+	head    []byte      // the same of the request being parsed
 }
 
 // maxSeen is how much of an unreadable request is recorded.
