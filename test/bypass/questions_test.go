@@ -467,7 +467,7 @@ func rebindings() []technique {
 		all = append(all, t)
 	}
 	private := all[4]
-	private.name, private.what = "rebind-port", "the same where a rule has that network on another port"
+	private.name, private.what = "rebind-port", "an allowed name that leads to 10.0.0.66, where a rule has that network on another port"
 	private.allow = append([]string{"10.0.0.0/24:22"}, private.allow...)
 	return append(all, private)
 }
