@@ -27,7 +27,7 @@ var ErrTooMany = errors.New("too many addresses")
 
 // maxLearned bounds the addresses of one owner, each counted for each named
 // destination that it is one of, so that one cannot take the room of all.
-const maxLearned = 16384
+const maxLearned = 131072
 
 // Learned is an address that the resolver found for a named destination.
 type Learned struct {
@@ -48,7 +48,7 @@ type address struct {
 // nothing. When it returns they are in the kernel. With an error nothing of it
 // stays behind; ErrNoName and ErrTooMany are such.
 func (r *Rules) Learn(owner uint32, learned ...Learned) error {
-	return r.learn(owner, maxLearned, learned)
+	return r.learn(owner, r.room, learned)
 }
 
 func (r *Rules) learn(owner uint32, most int, learned []Learned) error {

@@ -214,7 +214,9 @@ func TestLearn(t *testing.T) {
 
 // One owner has room for so many addresses; those that it knows live on.
 func TestLearnedAddressesOfAnOwnerAreBounded(t *testing.T) {
+	const room = 1024
 	s := open(t, kernelMaps(t, nil))
+	s.Rules.room = room
 	c := named(t, input(t, 16, 0, policy.Unset, "*.test:443"))
 	more := named(t, input(t, 16, 0, policy.Unset, "*.test:443"), input(t, 17, 0, policy.Unset, "a.test:22"))
 	for owner, c := range map[uint32]policy.Compiled{1: c, 2: c, 3: more} {
@@ -224,7 +226,7 @@ func TestLearnedAddressesOfAnOwnerAreBounded(t *testing.T) {
 	}
 	number := c.Named[0].Number
 	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}) }
-	for i := 0; i < maxLearned; i += 64 {
+	for i := 0; i < room; i += 64 {
 		var l []Learned
 		for j := range 64 {
 			l = append(l, Learned{number, addr(i + j), 500})
@@ -233,8 +235,8 @@ func TestLearnedAddressesOfAnOwnerAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	err := s.Rules.Learn(1, Learned{number, addr(0), 600}, Learned{number, addr(maxLearned), 600})
-	if !errors.Is(err, ErrTooMany) || s.Rules.Learned(1) != maxLearned {
+	err := s.Rules.Learn(1, Learned{number, addr(0), 600}, Learned{number, addr(room), 600})
+	if !errors.Is(err, ErrTooMany) || s.Rules.Learned(1) != room {
 		t.Errorf("one more: %v, and %d are learned", err, s.Rules.Learned(1))
 	}
 	if err := s.Rules.Learn(1, Learned{number, addr(0), 600}); err != nil {
@@ -243,13 +245,13 @@ func TestLearnedAddressesOfAnOwnerAreBounded(t *testing.T) {
 	if err := s.Rules.Learn(2, Learned{number, addr(0), 600}); err != nil {
 		t.Errorf("another owner: %v", err)
 	}
-	if err := s.Rules.Inherit(1, 3); err != nil || s.Rules.Learned(3) < maxLearned {
+	if err := s.Rules.Inherit(1, 3); err != nil || s.Rules.Learned(3) < room {
 		t.Errorf("inherited %d, %v", s.Rules.Learned(3), err)
 	}
 	if n, err := s.Rules.Expire(550, 0); err != nil || n == 0 {
 		t.Errorf("expired %d, %v", n, err)
 	}
-	if err := s.Rules.Learn(1, Learned{number, addr(maxLearned), 600}); err != nil {
+	if err := s.Rules.Learn(1, Learned{number, addr(room), 600}); err != nil {
 		t.Errorf("when there is room again: %v", err)
 	}
 }
@@ -741,7 +743,7 @@ func TestStationsAndAskers(t *testing.T) {
 // A hundred thousand addresses are cheap: to learn one more, to look for what
 // has expired, to hand on, to read again and to free.
 func TestManyLearned(t *testing.T) {
-	many := maxLearned
+	many := 100_000
 	if os.Getenv("AGENTGUARD_VM") != "" {
 		many = 10_000 // perhaps without KVM
 	}

@@ -20,6 +20,7 @@ import (
 type Rules struct {
 	tables  tables
 	recents recents
+	room    int // maxLearned
 
 	mu     sync.Mutex
 	owners map[uint32]*owned
@@ -110,7 +111,7 @@ func (o *owned) remember(have *owned, there content) {
 }
 
 func openRules(t tables, recents recents) (*Rules, error) {
-	r := &Rules{tables: t, recents: recents, owners: make(map[uint32]*owned)}
+	r := &Rules{tables: t, recents: recents, room: maxLearned, owners: make(map[uint32]*owned)}
 	if err := each(t.hosts, "hosts", func(key *bpf.GuardHost, value *bpf.GuardPermit) {
 		o, p := r.owner(key.Owner), permitOf(*value)
 		if p.flags&permitLearned != 0 {

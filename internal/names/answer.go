@@ -15,7 +15,7 @@ import (
 const (
 	maxChain    = 16   // aliases from a question to its records
 	maxRecords  = 1024 // of one answer; more are left out
-	maxAddrs    = 64   // the same, of addresses: each is entries in the kernel
+	maxAddrs    = 256  // the same, of addresses: each is entries in the kernel
 	maxNegative = 5 * time.Minute
 )
 

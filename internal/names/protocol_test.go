@@ -270,8 +270,8 @@ func TestEdnsOnlyToThoseWhoSpeakIt(t *testing.T) {
 // More addresses than the kernel is to learn of one name are not shown either.
 func TestAddressesOfOneAnswerAreBounded(t *testing.T) {
 	l := unboundLab(t, Config{})
-	for _, network := range []string{"tcp", "udp"} { // from upstream, and from the cache
-		reply := l.askBy(t, network, "many.good.test", dns.TypeA)
+	for range 2 { // from upstream, and from the cache
+		reply := l.askBy(t, "tcp", "many.good.test", dns.TypeA)
 		var shown []netip.Addr
 		for _, rr := range reply.Answer {
 			addr, _ := netip.AddrFromSlice(rr.(*dns.A).A.To4())
