@@ -143,7 +143,7 @@ func (p *product) container(t *testing.T, ns *netns.Handle) func(command string)
 		shell.Wait()
 	})
 	lines := bufio.NewScanner(out)
-	return func(command string) string {
+	inside := func(command string) string {
 		stop := time.AfterFunc(patience, func() { shell.Process.Kill() })
 		defer stop.Stop()
 		io.WriteString(in, command+"\n")
@@ -153,4 +153,6 @@ func (p *product) container(t *testing.T, ns *netns.Handle) func(command string)
 		}
 		return strings.Join(said, "\n")
 	}
+	inside("true") // its resolv.conf is in place, and can be read by who looks in
+	return inside
 }
