@@ -382,7 +382,7 @@ func realResolver(program string, args ...string) func(*trial) error {
 			return err
 		}
 		t.cleanup = append(t.cleanup, func() error { cmd.Process.Kill(); cmd.Wait(); return nil })
-		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 			err := t.lab.sink.Do(func() error {
 				_, err := resolve(at(another4, dnsPort), "udp", "real.test.", dns.TypeA)
 				return err
