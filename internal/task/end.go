@@ -93,10 +93,12 @@ type ending struct {
 // goes on to the end, whatever becomes of the caller: the kernel lets nothing
 // but bare resets through, so there is nothing to go back to.
 func (e *Engine) end(ctx context.Context, t *task, why ending) (client.EndResult, error) {
+	before := t.destroyed.Load()
 	if err := e.startDying(t, why.reason); err != nil {
 		return client.EndResult{}, kernelError("end task "+t.id, err)
 	}
-	result := client.EndResult{Destroyed: e.cut(t)}
+	e.cut(t)
+	result := client.EndResult{Destroyed: int(t.destroyed.Load() - before)}
 	e.stations.relay.Cut(t.number) // what it had relayed leaves by sockets of the relay
 	e.setState(t, maps.StateDead)
 	var left *leftover
@@ -137,13 +139,20 @@ func (e *Engine) setState(t *task, state maps.State) {
 	}
 }
 
-// cut destroys the task's sockets and returns their number.
-func (e *Engine) cut(t *task) int {
-	destroyed, err := e.sweepTasks(t)
-	if err != nil {
+// cut destroys the task's sockets.
+func (e *Engine) cut(t *task) {
+	if _, err := e.sweepTasks(t); err != nil {
 		e.log.Error("destroy the sockets of an ending task; nothing leaves them all the same", "task", t.id, "err", err)
 	}
-	return destroyed[t.number]
+}
+
+// countDestroyed counts a socket for the task of that number.
+func (e *Engine) countDestroyed(number uint32) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.byNumber[number]; t != nil {
+		t.destroyed.Add(1)
+	}
 }
 
 // clear kills the processes, or leaves them, and gives the cgroup back. What

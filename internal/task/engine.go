@@ -139,7 +139,7 @@ func (e *Engine) open(ctx context.Context, stateDir, pinDir, root string) (err e
 	if err := e.openStations(); err != nil {
 		return err
 	}
-	e.sweeper = newSweeper(e.kernel, e.spaces)
+	e.sweeper = newSweeper(e.kernel, e.spaces, e.countDestroyed)
 	if e.schedule, err = newSchedule(e.due); err != nil {
 		return err
 	}

@@ -181,6 +181,7 @@ func (e *Engine) Revoke(ctx context.Context, id, destination string) (client.Rev
 	if len(result.Revoked) == 0 {
 		return result, nil
 	}
+	before := t.destroyed.Load()
 	if err := e.setGrants(t, grants); err != nil {
 		return client.RevokeResult{}, err
 	}
@@ -190,11 +191,10 @@ func (e *Engine) Revoke(ctx context.Context, id, destination string) (client.Rev
 		}
 	}
 	e.recheck(t)
-	destroyed, err := e.sweepTasks(t)
-	if err != nil {
+	if _, err := e.sweepTasks(t); err != nil {
 		return client.RevokeResult{}, wrap("revoke: the grant is gone and its packets are dropped, but its sockets could not be destroyed", err)
 	}
-	result.Destroyed = destroyed[t.number]
+	result.Destroyed = int(t.destroyed.Load() - before)
 	for _, gone := range result.Revoked {
 		e.recordGrant(ctx, t, "revoke", gone, fmt.Sprintf("%d sockets destroyed", result.Destroyed))
 	}

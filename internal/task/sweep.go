@@ -17,6 +17,7 @@ type sweeper struct {
 	kernel     *loader.Kernel
 	namespaces *namespaces
 	requests   chan *sweepRequest
+	destroyed  func(task uint32) // told of each socket
 }
 
 // sweepRequest is one caller's wish that everything written to the maps before
@@ -28,8 +29,8 @@ type sweepRequest struct {
 	err        error
 }
 
-func newSweeper(kernel *loader.Kernel, namespaces *namespaces) *sweeper {
-	return &sweeper{kernel: kernel, namespaces: namespaces, requests: make(chan *sweepRequest, 1024)}
+func newSweeper(kernel *loader.Kernel, namespaces *namespaces, destroyed func(task uint32)) *sweeper {
+	return &sweeper{kernel: kernel, namespaces: namespaces, requests: make(chan *sweepRequest, 1024), destroyed: destroyed}
 }
 
 // sweep returns when no program sees what the maps held before the call, every
@@ -102,6 +103,7 @@ func (s *sweeper) once(ctx context.Context, ids []netns.ID) (map[uint32]int, err
 	for _, socket := range result.Sockets {
 		if socket.Destroyed {
 			destroyed[socket.Task]++
+			s.destroyed(socket.Task)
 		}
 	}
 	return destroyed, s.kernel.Flush(ctx)

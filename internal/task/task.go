@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"agentguard.dev/agentguard/client"
@@ -23,6 +24,10 @@ type task struct {
 	number uint32
 	agent  *agent // of the policy that it shares; nil for one with its own or none
 	step   step   // held through begin, end, grant and revoke
+
+	// Sockets of the task that any sweep has destroyed: what is taken away can
+	// be noticed by a packet, and swept for it, before who took it away sweeps.
+	destroyed atomic.Int64
 
 	mu sync.Mutex // guards what follows
 	record
