@@ -348,6 +348,9 @@ const unboundConfig = `server:
  chroot: ""
  username: ""
  pidfile: ""
+ directory: ""
+ module-config: "iterator"
+ num-threads: 1
  use-syslog: no
  local-zone: "real.test." static
  local-data: "real.test. A 198.51.100.80"

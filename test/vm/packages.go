@@ -24,7 +24,7 @@ func Packages() []Package {
 		{Path: "./test/hello"},
 		{Path: "./internal/loader", Tools: []string{"nft"}},
 		{Path: "./internal/task"},
-		{Path: "./test/bypass", Tools: []string{"nft"}},
+		{Path: "./test/bypass", Tools: []string{"nft", "unbound", "dnsmasq"}},
 		{
 			Path: "./test/clients", Tools: []string{"unbound", "dnsmasq", "dig", "getent", "curl", "openssl"},
 			Commands: []string{"./cmd/agentguard", "./test/clients/visit"},
